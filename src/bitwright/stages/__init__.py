@@ -1,0 +1,1 @@
+"""Stages: the pure pieces that recipes are made of."""

@@ -1,0 +1,1 @@
+"""Corrections: cheap adjustments after the rounding."""

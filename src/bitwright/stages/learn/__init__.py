@@ -1,0 +1,1 @@
+"""Learning: block reconstruction and its relatives, one loop."""

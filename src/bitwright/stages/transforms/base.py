@@ -1,0 +1,140 @@
+"""The contract of a transform, and what a stage sees of the part of the network it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bitwright.events import Events
+from bitwright.stages.quantizer import Quantizer
+from bitwright.statistics import Statistic
+
+Scope = Literal["block", "model"]
+
+
+@dataclass(frozen=True)
+class PairView:
+    """A proven place where a scale can move: what ``source`` writes is what the ``sinks`` read.
+
+    ``kind`` is ``norm_linear``, ``linear_linear``, ``conv_conv`` or ``batchnorm_conv``. Output channel c of the source
+    feeds input channels of each sink; with ``repeat > 1`` (grouped queries) the source's heads of ``head_dim`` rows
+    serve ``repeat`` consecutive heads of the sink.
+    """
+
+    kind: str
+    source: str
+    sinks: tuple[str, ...]
+    repeat: int = 1
+    head_dim: int = 0
+
+
+@dataclass(frozen=True)
+class ResidualView:
+    """The residual stream: everything that a rotation of its ``dim`` channels has to touch."""
+
+    dim: int
+    embeddings: tuple[str, ...]
+    norms: tuple[str, ...]
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+    head: str | None
+    centred: bool = False
+
+
+class Block(Protocol):
+    """One unit of the network with its weights in memory, as a stage sees it.
+
+    Paths are module paths of the whole model. Weights are fp32 ``[out, in]`` (convolutions flattened).
+    """
+
+    name: str
+    pairs: tuple[PairView, ...]
+    residual: ResidualView | None
+    linears: tuple[str, ...]
+
+    def weight(self, path: str) -> Tensor:
+        """Float weight of a module: ``[out, in]``, or ``[dim]`` for a norm, ``[rows, dim]`` for an embedding."""
+
+    def bias(self, path: str) -> Tensor | None:
+        """Bias of a module, or ``None``."""
+
+    def set_weight(self, path: str, w: Tensor) -> None:
+        """Replace a weight; it is rounded to the dtype that will be stored."""
+
+    def set_bias(self, path: str, b: Tensor | None) -> None:
+        """Replace or create a bias."""
+
+    def attribute(self, path: str, name: str) -> Any:
+        """Read a module's attribute (``running_mean``, ``eps``, ``groups`` ...)."""
+
+    def remove(self, path: str) -> None:
+        """Replace a module by the identity (a folded BatchNorm); listed in the manifest."""
+
+    def quantizer(self, path: str) -> Quantizer | None:
+        """The quantizer that the recipe will use for a weight."""
+
+    def input_quantizer(self, path: str) -> Quantizer | None:
+        """The quantizer of a linear's input, or ``None``."""
+
+    def add_online(self, path: str, operation: OnlineOperation) -> None:
+        """Own an operation at a linear's input, run before its quantizer; the weight already has its inverse in it."""
+
+    def outputs(self, overrides: Mapping[str, Tensor], batches: int | None = None) -> list[Tensor]:
+        """Run the unit on (a prefix of) the calibration batches, float stream, with some weights replaced."""
+
+
+@dataclass(frozen=True)
+class OnlineOperation:
+    """An operation that runs on a site's input at inference time.
+
+    ``kind`` names an entry of the runtime's table (``hadamard``), ``options`` its frozen parameters.
+    """
+
+    kind: str
+    options: tuple[tuple[str, int | float | str], ...] = ()
+
+    def option(self, name: str) -> int | float | str:
+        """Value of an option."""
+        return dict(self.options)[name]
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """What a transform did in one unit, for the report: places and a few numbers per place."""
+
+    name: str
+    places: tuple[tuple[str, Mapping[str, float]], ...] = field(default=())
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A function-preserving rewrite.
+
+    ``scope`` says when it runs: ``model`` transforms are data-free and are applied to every unit as it is loaded;
+    ``block`` transforms run once the float statistics of their unit are there.
+    """
+
+    @property
+    def scope(self) -> Scope:
+        """When it runs."""
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Float-stream statistics of every linear's input that it reads."""
+
+    def apply(
+        self,
+        block: Block,
+        statistics: Mapping[str, Mapping[Statistic, Any]],
+        seed: int,
+        events: Events,
+    ) -> TransformReport:
+        """Rewrite the unit's weights in place; ``statistics[path][request]`` are results of linears' inputs."""
+
+
+def transforms_by_scope(transforms: Sequence[Transform], scope: Scope) -> tuple[Transform, ...]:
+    """The transforms of one scope, in the recipe's order."""
+    return tuple(t for t in transforms if t.scope == scope)

@@ -1,0 +1,20 @@
+"""Mergeable collectors of what flows through a network, in bounded memory."""
+
+from bitwright.statistics.base import Collector, Prefix, Statistic
+from bitwright.statistics.channel import AbsMax, ChannelMeans, Range
+from bitwright.statistics.hessian import CrossHessian, Hessian
+from bitwright.statistics.histogram import Histogram
+from bitwright.statistics.sample import InputSample
+
+__all__ = [
+    "AbsMax",
+    "ChannelMeans",
+    "Collector",
+    "CrossHessian",
+    "Hessian",
+    "Histogram",
+    "InputSample",
+    "Prefix",
+    "Range",
+    "Statistic",
+]

@@ -1,0 +1,110 @@
+"""Second moments of a linear layer's input: what the second-order rounding methods minimise with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bitwright.statistics.base import Prefix
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """``matrix[in, in]`` = mean over tokens of an outer product, fp32, and the number of tokens."""
+
+    matrix: Tensor
+    count: int
+
+
+class HessianCollector:
+    """Accumulates ``X^T X`` in fp32 per batch and fp64 across batches where the size allows it.
+
+    The running sum is kept in fp64 for at most 2048 channels (it is small then) and in fp32 beyond; one batch is one
+    matrix product in fp32, so the error is that of a single fp32 product, not of a long running sum.
+    """
+
+    WIDE = 2048
+
+    def __init__(self, dim: int) -> None:
+        self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= self.WIDE else torch.float32)
+        self.count = 0
+
+    def update(self, x: Tensor, twin: Tensor | None = None) -> None:
+        """Take ``x[tokens, in]``."""
+        x = x.float()
+        if self.total.dtype == torch.float32:
+            self.total.addmm_(x.t(), x)
+        else:
+            self.total += x.t() @ x
+        self.count += x.shape[0]
+
+    def merge(self, other: Self) -> None:
+        """Combine; equal to one pass up to rounding of the sum."""
+        self.total += other.total
+        self.count += other.count
+
+    def result(self) -> SecondMoment:
+        """Return the mean second moment (the Hessian of the layer's squared output error is twice this)."""
+        return SecondMoment((self.total / max(self.count, 1)).float(), self.count)
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """``E[x x^T]`` of a site's input ``x``, ``[in, in]``."""
+
+    prefix: Prefix = "layer"
+    reads_twin: bool = False
+
+    def open(self, dim: int) -> HessianCollector:
+        """Start collecting."""
+        return HessianCollector(dim)
+
+    def memory_bytes(self, dim: int) -> int:
+        """Bytes held, one batch's product included."""
+        return (12 if dim <= HessianCollector.WIDE else 4) * dim * dim
+
+
+class CrossHessianCollector:
+    """Accumulates ``(X_float - X)^T X`` for the same tokens of both streams."""
+
+    def __init__(self, dim: int) -> None:
+        self.inner = HessianCollector(dim)
+
+    def update(self, x: Tensor, twin: Tensor | None = None) -> None:
+        """Take ``x[tokens, in]`` of the quantized stream and ``twin[tokens, in]`` of the float model.
+
+        Raises:
+            ValueError: if the twin is missing or of another shape.
+        """
+        if twin is None or twin.shape != x.shape:
+            raise ValueError("the cross moment needs the float twin of the same tokens")
+        x = x.float()
+        self.inner.total += (twin.float() - x).t() @ x
+        self.inner.count += x.shape[0]
+
+    def merge(self, other: Self) -> None:
+        """Combine; equal to one pass up to rounding of the sum."""
+        self.inner.merge(other.inner)
+
+    def result(self) -> SecondMoment:
+        """Return ``E[(x_float - x) x^T]``."""
+        return self.inner.result()
+
+
+@dataclass(frozen=True)
+class CrossHessian:
+    """``E[(x_float - x) x^T]``, the cross moment of the input's own quantization error (GPTAQ)."""
+
+    prefix: Prefix = "layer"
+    reads_twin: bool = True
+
+    def open(self, dim: int) -> CrossHessianCollector:
+        """Start collecting."""
+        return CrossHessianCollector(dim)
+
+    def memory_bytes(self, dim: int) -> int:
+        """Bytes held, one batch's product included."""
+        return Hessian().memory_bytes(dim)
