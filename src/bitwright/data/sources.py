@@ -1,0 +1,184 @@
+"""Reading text and token ids: plain text, JSON lines, stored ids, the embedded zoo, or strings in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bitwright.data.tokens import TokenData, token_data
+from bitwright.errors import InputError
+
+Source = str | Path | Sequence[str] | Sequence[Path]
+Kind = Literal["lines", "documents"]
+
+END_OF_TEXT = "<|endoftext|>"  # the marker of most published story and web corpora
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts in their order.
+
+    ``kind`` says how they belong together: ``lines`` are consecutive lines of one running text (joined again by a
+    newline when they are packed), ``documents`` are independent (each starts anew with the begin token).
+    """
+
+    texts: tuple[str, ...]
+    source: str
+    kind: Kind
+    sha256: str
+
+    def first(self, count: int) -> Documents:
+        """Return the first ``count`` documents."""
+        return replace(self, texts=self.texts[:count], sha256=_hash(self.texts[:count]))
+
+
+def read_documents(source: Source, separator: str | None = None) -> Documents:
+    r"""Read texts.
+
+    Args:
+        source: a path or several (``.jsonl``: one object a line with ``text`` or ``messages``; anything else is UTF-8
+            text), ``zoo`` or ``zoo:heldout`` (the texts of the embedded model), or a list of strings.
+        separator: the line that stands between two documents of a text file. By default ``<|endoftext|>`` where the
+            file holds such a line, otherwise every line is one text and the file is one running text.
+
+    Raises:
+        InputError: if a file is missing, unreadable or empty, or a JSON line has no text.
+    """
+    if isinstance(source, str) and source.split(":")[0] == "zoo":
+        return _zoo_documents(source)
+    if isinstance(source, str | Path):
+        return _read_files([Path(source)], separator)
+    if source and all(isinstance(s, Path) for s in source):
+        return _read_files([Path(s) for s in source], separator)
+    texts = tuple(str(s) for s in source if str(s).strip())
+    if not texts:
+        raise InputError("the list of texts is empty; give at least one text")
+    return Documents(texts, "texts", "documents", _hash(texts))
+
+
+def _read_files(paths: list[Path], separator: str | None) -> Documents:
+    texts: list[str] = []
+    kinds: set[Kind] = set()
+    for path in paths:
+        more, kind = _read_file(path, separator)
+        texts += more
+        kinds.add(kind)
+    name = "+".join(p.name for p in paths)
+    return Documents(tuple(texts), name, "lines" if kinds == {"lines"} else "documents", _hash(texts))
+
+
+def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the path of an existing text file") from error
+    kind: Kind = "documents"
+    if path.suffix == ".jsonl":
+        texts = [_json_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    else:
+        lines = text.split("\n")
+        if separator is None and END_OF_TEXT in (line.strip() for line in lines):
+            separator = END_OF_TEXT
+        if separator is None:
+            texts, kind = lines, "lines"
+        else:
+            texts = _split(lines, separator)
+    texts = [t.strip() if kind == "documents" else t.rstrip("\r") for t in texts]
+    texts = [t for t in texts if t.strip()]
+    if not texts:
+        raise InputError(f"{path} holds no text; give a file with at least one line")
+    return texts, kind
+
+
+def _split(lines: list[str], separator: str) -> list[str]:
+    documents: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip() == separator:
+            documents.append([])
+        else:
+            documents[-1].append(line)
+    return ["\n".join(d) for d in documents]
+
+
+def _json_text(path: Path, number: int, line: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number} is not JSON ({error.msg}); write one object a line") from error
+    if isinstance(record, dict) and isinstance(record.get("text"), str):
+        return str(record["text"])
+    if isinstance(record, dict) and isinstance(record.get("messages"), list):
+        contents = [m.get("content") for m in record["messages"] if isinstance(m, dict)]
+        if contents and all(isinstance(c, str) for c in contents):
+            return "\n".join(str(c) for c in contents)
+    raise InputError(f'{path}, line {number} has neither "text" nor "messages" with string contents; add one of them')
+
+
+def _zoo_documents(source: str) -> Documents:
+    from bitwright import zoo  # the zoo reads the standard library's text: only when it is asked for
+
+    wanted = source.partition(":")[2] or "calibration"
+    if wanted == "heldout":
+        texts = tuple(zoo.heldout_texts())
+    elif wanted == "calibration":
+        texts = tuple(zoo.calibration_texts(0, 512))
+    else:
+        raise InputError(f"{source!r} is no text of the zoo; use 'zoo' (calibration) or 'zoo:heldout'")
+    return Documents(texts, source, "documents", _hash(texts))
+
+
+def read_ids(path: Path | str, vocabulary: int | None = None, score_from: int | None = 1) -> TokenData:
+    """Read token ids from a ``.safetensors`` or ``.npz`` file with an integer tensor ``ids`` ``[sequences, length]``.
+
+    An optional ``mask`` of the same shape marks the real tokens (a prefix of every row).
+
+    Raises:
+        InputError: if the file or the tensor is missing or misshapen, or an id is outside the vocabulary.
+    """
+    path = Path(path)
+    arrays = _load_arrays(path)
+    if "ids" not in arrays:
+        raise InputError(f"{path} has no tensor 'ids' (it has: {', '.join(arrays) or 'none'}); store the ids under it")
+    ids = arrays["ids"]
+    if ids.is_floating_point() or ids.ndim not in (1, 2):
+        raise InputError(f"{path}: 'ids' is {ids.dtype} with {ids.ndim} axes; store integers [sequences, length]")
+    ids = ids.to(torch.int64).reshape(-1, ids.shape[-1])
+    mask = arrays.get("mask", torch.ones_like(ids)).reshape(ids.shape).bool()
+    rows = [row[keep] for row, keep in zip(ids, mask, strict=True)]
+    start = "no token" if score_from is None else f"every token from position {score_from}"
+    protocol = f"{path.name}: {len(rows)} sequences of stored token ids, {start} scored"
+    return token_data(rows, path.name, protocol, score_from, vocabulary)
+
+
+def _load_arrays(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a .safetensors or .npz file with a tensor 'ids'")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if name in ("ids", "mask")}  # noqa: SIM118
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
+    except (SafetensorError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as token ids ({error}); write it again") from error
+    raise InputError(f"{path}: token ids are read from .safetensors or .npz; convert the file")
+
+
+def _hash(texts: Iterable[str]) -> str:
+    state = hashlib.sha256()
+    for text in texts:
+        state.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return state.hexdigest()
