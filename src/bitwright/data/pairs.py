@@ -29,7 +29,8 @@ class PairData:
     @property
     def sentences(self) -> tuple[str, ...]:
         """Every different sentence once, in the order of its first appearance."""
-        return tuple(dict.fromkeys(s for pair in zip(self.first_sentences, self.second_sentences, strict=True) XX
+        pairs = zip(self.first_sentences, self.second_sentences, strict=True)
+        return tuple(dict.fromkeys(sentence for pair in pairs for sentence in pair))
 
     def first(self, count: int) -> PairData:
         """Return the first ``count`` pairs."""
