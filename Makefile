@@ -9,8 +9,10 @@ ASSETS ?= $(wildcard ../shared/assets)
 ASSETS_OPTION := $(if $(ASSETS),--assets $(ASSETS))
 WORKERS ?= 2
 PYTEST_OPTIONS ?=
+# The version of torch that `make lock` writes down; pyproject.toml allows a range.
+TORCH ?= 2.13.0
 
-.PHONY: help env demo test test-gpu lint format docs claims clean
+.PHONY: help env demo test test-gpu lint format docs claims lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +52,14 @@ docs: env  ## build the pages of docs/ into docs/_build/html
 
 claims: env  ## measure every claim again and write claims/ledger.jsonl
 	$(BIN)/bitwright claims run --all $(ASSETS_OPTION)
+
+lock:  ## resolve pyproject.toml afresh into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==$(TORCH) --editable '.[dev]'
+	sed '/^[^#]/d' requirements.lock > build/lock.head
+	build/lock/bin/python -m pip freeze --all --exclude-editable | grep -Ev '^(nvidia-|cuda-|triton==|pip==|wheel==)' \
+		| sed -E 's/^(torch==[^+]+)\+.*/\1/' | cat build/lock.head - > build/lock.new
+	mv build/lock.new requirements.lock && rm -rf build/lock build/lock.head
 
 clean:  ## remove what was built here (not the environment)
 	rm -rf build dist docs/_build docs/_generated .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+
 from bitwright.errors import BitwrightError, CheckError, InputError
 
 __version__ = "0.1.0"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import tempfile
 import traceback
-from importlib import metadata
 
 import typer
 from rich.text import Text
 
 from bitwright.cli.output import error_console
+from bitwright.cli.requirements import extra_for
 from bitwright.errors import CheckError, InputError
 
 INPUT, INTERNAL, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
@@ -40,6 +39,8 @@ def report_failure(failure: BaseException) -> int:
     1 for a failed check, 2 where the input or the place is wrong, 3 for anything else (the traceback goes to a log
     file), 130 when interrupted, 141 when the reader of our output has gone. ``SystemExit`` keeps its own code.
     """
+    if isinstance(failure, typer.Abort) and failure.__cause__ is not None:
+        failure = failure.__cause__  # typer wraps an EOFError; in our code that is a broken file
     if isinstance(failure, SystemExit):
         return failure.code if isinstance(failure.code, int) else INTERNAL
     if isinstance(failure, BrokenPipeError):
@@ -57,9 +58,7 @@ def report_failure(failure: BaseException) -> int:
 
 def _sentence(failure: BaseException) -> tuple[str, int] | None:
     """The sentence and exit code of an error that is not a bug, else None."""
-    if isinstance(failure, KeyboardInterrupt) or (
-        isinstance(failure, typer.Abort) and not isinstance(failure.__cause__, EOFError)
-    ):
+    if isinstance(failure, KeyboardInterrupt | typer.Abort):
         return "interrupted; the same command continues where it stopped", INTERRUPTED
     if isinstance(failure, InputError | CheckError):
         return str(failure), failure.exit_code
@@ -70,7 +69,7 @@ def _sentence(failure: BaseException) -> tuple[str, int] | None:
     if isinstance(failure, MemoryError):
         return "the memory is used up; close other programs or lower the memory cap", INPUT
     if isinstance(failure, ModuleNotFoundError) and failure.name:
-        missing = _extra_of(failure.name.split(".")[0])
+        missing = extra_for(failure.name.split(".")[0])
         if missing:
             return f"{failure.name} is not installed; run: pip install 'bitwright[{missing}]'", INPUT
     return None
@@ -85,25 +84,6 @@ def _usage(failure: typer.TyperException) -> str:
 def _place(failure: OSError) -> str:
     where = f"{failure.filename}: " if failure.filename else ""
     return where + _MENDS[failure.errno or 0]
-
-
-def _extra_of(module: str) -> str | None:
-    """Name of the extra that would install a module, read from our own metadata, else None."""
-    try:
-        wanted = metadata.requires("bitwright") or []
-    except metadata.PackageNotFoundError:
-        return None
-    aliases = {"sklearn": "scikit-learn"}
-    key = _normal(aliases.get(module, module))
-    for requirement in wanted:
-        match = re.match(r"([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
-        if match and _normal(match[1]) == key:
-            return match[2]
-    return None
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _one_line(failure: BaseException) -> str:
@@ -127,4 +107,3 @@ def _log(failure: BaseException) -> str:
 
 def _say(sentence: str) -> None:
     error_console().print(Text(sentence, style="bold red"))
-

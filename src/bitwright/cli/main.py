@@ -1,4 +1,4 @@
-"""Entry point of the command line: finds commands by file name and turns every error into a sentence and an exit code."""
+"""Entry point of the command line: finds commands by file name, turns every error into a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 import bitwright
 from bitwright.cli import commands
-from bitwright.cli.failures import report_failure
+from bitwright.cli.failures import INTERRUPTED, report_failure
 from bitwright.cli.output import error_console
 from bitwright.errors import InputError, nearest_key
 
@@ -84,6 +84,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         code = app(list(arguments) or ["--help"], prog_name="bitwright", standalone_mode=False)
+        if code == INTERRUPTED:  # typer has swallowed the KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BaseException as failure:
         return report_failure(failure)

@@ -54,7 +54,11 @@ class Output(AbstractContextManager["Output"]):
         self.console.print(thing)
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, note: str | None = None
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        title: str | None = None,
+        note: str | None = None,
     ) -> None:
         """Print a table; numbers are aligned to the right and floats get four significant digits."""
         self.console.print(build_table(columns, rows, title))

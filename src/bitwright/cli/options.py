@@ -1,0 +1,41 @@
+"""Options that mean the same in every command, so that they look and behave the same.
+
+Use them as annotations: ``def command(model: Model, json: Json = False, seed: Seed = 0) -> None``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.errors import InputError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value on standard output, all else on standard error.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream.", min=0)]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; torch's own choice if not given.", min=1)]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip reading the result back from disk and comparing it.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat every fallback as an error.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result; a name is made up if not given.")]
+Assets = Annotated[
+    Path | None,
+    typer.Option("--assets", help="Folder of real models and data to measure on; what it lacks is skipped."),
+]
+
+
+def use_threads(threads: int | None) -> int:
+    """Set how many threads torch uses in this process; return the number in use.
+
+    Raises:
+        InputError: if ``threads`` is not positive.
+    """
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads {threads} is not positive; give 1 or more")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
