@@ -175,7 +175,8 @@ def write_index(
     folder: str | Path, weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, object] | None = None
 ) -> Path:
     """Write ``model.safetensors.index.json`` atomically; ``total_size`` counts tensor bytes."""
-    content = {"metadata": {**(metadata or {}), "total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    head = {**(metadata or {}), "total_size": total_size}
+    content = {"metadata": head, "weight_map": dict(sorted(weight_map.items()))}
     path = Path(folder) / INDEX_NAME
     write_text(path, json.dumps(content, indent=2) + "\n")
     return path

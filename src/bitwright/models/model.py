@@ -1,0 +1,278 @@
+"""Open a model: a checkpoint folder (in memory or streamed unit by unit) or any ``nn.Module`` of the caller.
+
+A streamed model is a skeleton whose parameters have shapes but no memory; :meth:`Model.load_unit` fills a submodule
+from the checkpoint and :meth:`Model.free_unit` empties it again. For a module in memory both do nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.errors import InputError
+from bitwright.models.checkpoint import Checkpoint
+from bitwright.models.naming import NameMap, match_names, read_source
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENIZER_BYTES = 512 * 2**20
+
+
+@dataclass
+class Model:
+    """A module, the checkpoint behind it (if any), and the map between their names."""
+
+    module: nn.Module
+    checkpoint: Checkpoint | None = None
+    dtype: torch.dtype = torch.float32
+    streamed: bool = False
+    names: NameMap | None = None
+    _uses: Counter[str] = field(default_factory=Counter, repr=False)
+    _places: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Checkpoint tensors that no parameter takes (they are copied untouched by writers)."""
+        return self.names.unmatched if self.names else ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Parameters that the checkpoint does not give."""
+        return self.names.missing if self.names else ()
+
+    def checkpoint_key(self, parameter: str) -> str | None:
+        """The checkpoint's name of a parameter (its own name without a checkpoint; None where several make it)."""
+        return self.names.key(parameter) if self.names else parameter
+
+    def load_unit(self, path: str) -> None:
+        """Fill the parameters and buffers under submodule ``path`` ("" is the whole model) from the checkpoint.
+
+        Calls nest: what was loaded twice must be freed twice. Tied parameters stay one tensor.
+
+        Raises:
+            InputError: for an unknown path, or a parameter that the checkpoint does not have.
+        """
+        if not self.streamed:
+            return
+        ready: dict[str, torch.Tensor] = {}
+        for name in self._parameters_under(path):
+            self._uses[name] += 1
+            if self._uses[name] == 1:
+                self._place(name, nn.Parameter(self._read(name, ready), requires_grad=False))
+
+    def free_unit(self, path: str) -> None:
+        """Give the memory of submodule ``path`` back; its parameters keep their shapes only."""
+        if not self.streamed:
+            return
+        for name in self._parameters_under(path):
+            if self._uses[name] > 0:
+                self._uses[name] -= 1
+            if self._uses[name] == 0:
+                current = self.module.get_parameter(name)
+                if not current.is_meta:
+                    self._place(name, nn.Parameter(torch.empty_like(current, device="meta"), requires_grad=False))
+
+    @contextmanager
+    def unit(self, path: str) -> Iterator[nn.Module]:
+        """The submodule ``path``, loaded while the context lasts."""
+        self.load_unit(path)
+        try:
+            yield self.module.get_submodule(path)
+        finally:
+            self.free_unit(path)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies beside the weights (no remote code).
+
+        Raises:
+            InputError: when the model has no folder, no tokenizer, or an absurdly large one.
+        """
+        if self.checkpoint is None:
+            raise InputError("a module in memory has no tokenizer; give token ids instead of text")
+        for item in self.checkpoint.extra_files:
+            if item.name.startswith(("tokenizer", "vocab", "merges")) and item.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise InputError(f"{item}: is larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is, check the file")
+        from transformers import AutoTokenizer
+
+        folder = self.checkpoint.path
+        try:
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            reason = _first_line(error)
+            raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give token ids") from error
+
+    def _parameters_under(self, path: str) -> list[str]:
+        """Owning names of the distinct parameters under ``path``."""
+        try:
+            unit = self.module.get_submodule(path)
+        except AttributeError as error:
+            raise InputError(f"the model has no submodule {path!r}; check the name") from error
+        prefix = f"{path}." if path else ""
+        owners = self.names.aliases if self.names else {}
+        found = {owners.get(prefix + name, prefix + name): None for name, _ in unit.named_parameters()}
+        return list(found)
+
+    def _read(self, name: str, ready: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self.names is not None
+        assert self.checkpoint is not None
+        if name in ready:
+            return ready.pop(name)
+        owner = next((place for place in self._places.get(name, (name,)) if place in self.names.sources), None)
+        if owner is None:
+            raise InputError(f"{self.checkpoint.path}: has no tensor for the parameter {name!r}; download it again")
+        source = self.names.sources[owner]
+        for target, value in read_source(source, self.checkpoint.load, self.module).items():
+            # The map of the file is read-only in spirit: a parameter always owns its memory.
+            ready[target or owner] = value.to(self.dtype, copy=True) if value.is_floating_point() else value.clone()
+        return ready.pop(owner)
+
+    def _place(self, name: str, parameter: nn.Parameter) -> None:
+        for place in self._places.get(name, (name,)):
+            parent, _, leaf = place.rpartition(".")
+            setattr(self.module.get_submodule(parent), leaf, parameter)
+
+
+def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float32, stream: bool = False) -> Model:
+    """Open ``source`` in evaluation mode.
+
+    Args:
+        source: a folder with config.json and safetensors, or a module (used as it is, in its own dtype).
+        dtype: compute dtype of the parameters.
+        stream: build a skeleton without memory; fill it by :meth:`Model.load_unit`.
+
+    Raises:
+        InputError: when the folder is wrong, its architecture is unknown, or needs remote code.
+    """
+    if isinstance(source, nn.Module):
+        return Model(source.eval(), dtype=dtype)
+    checkpoint = Checkpoint.open(source)
+    _check_config(checkpoint)
+    kind, config = _model_class(checkpoint)
+    module = _skeleton(kind, config, dtype, checkpoint)
+    names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
+    if not stream:
+        module = _loaded(kind, checkpoint, dtype)
+        return Model(module, checkpoint, dtype, False, names)
+    _untie_different(module, checkpoint, names)
+    names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
+    places: dict[str, tuple[str, ...]] = {}
+    for alias, owner in names.aliases.items():
+        places[owner] = (*places.get(owner, (owner,)), alias)
+    model = Model(module, checkpoint, dtype, True, names, _places=places)
+    _load_buffers(model)
+    if names.unmatched:
+        logger.info("%d tensors of the checkpoint feed no parameter, e.g. %s", len(names.unmatched), names.unmatched[0])
+    return model
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    """Refuse sizes that no stored tensor can back, before a skeleton of them is built."""
+    if not checkpoint.config:
+        raise InputError(
+            f"{checkpoint.path}: has no config.json, so the network is unknown; build the nn.Module and give that"
+        )
+    largest = max((max(info.shape, default=0) for info in checkpoint.tensors.values()), default=0)
+    limit = max(len(checkpoint.tensors), largest, 2**24)
+
+    def walk(value: Any, where: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{where}.{key}" if where else str(key))
+        elif isinstance(value, int) and where.startswith("num_") and abs(value) > limit:
+            raise InputError(f"{checkpoint.path}: config.json says {where} = {value}, far above what its tensors hold")
+        elif isinstance(value, int) and where.endswith("_layers") and value > len(checkpoint.tensors):
+            raise InputError(
+                f"{checkpoint.path}: config.json says {where} = {value}, but there are only "
+                f"{len(checkpoint.tensors)} tensors; the config belongs to another model"
+            )
+
+    walk(checkpoint.config, "")
+
+
+def _model_class(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """The model class that config.json names, and the config object."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError("opening a model folder needs transformers; install bitwright[hf]") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(checkpoint.path), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise InputError(
+            f"{checkpoint.path}: its config is not one that the installed transformers can build without remote code "
+            f"({_first_line(error)}); update transformers, or build the nn.Module and give that"
+        ) from error
+    for name in checkpoint.config.get("architectures") or ():
+        kind = getattr(transformers, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            return kind, config
+    return transformers.AutoModel, config
+
+
+def _skeleton(kind: Any, config: Any, dtype: torch.dtype, checkpoint: Checkpoint) -> nn.Module:
+    """The module with empty parameters; its buffers (rotary frequencies, masks) are computed as usual."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    build = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    try:
+        with init_empty_weights(include_buffers=False):
+            module: nn.Module = build(config, dtype=dtype)
+    except Exception as error:
+        raise InputError(
+            f"{checkpoint.path}: its config cannot be built ({_first_line(error)}); check config.json"
+        ) from error
+    tie = getattr(module, "tie_weights", None)
+    if callable(tie):
+        tie()  # emptying made every parameter its own object
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module.eval()
+
+
+def _loaded(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    try:
+        module: nn.Module = kind.from_pretrained(
+            str(checkpoint.path), dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:
+        raise InputError(f"{checkpoint.path}: cannot be loaded ({_first_line(error)}); check the folder") from error
+    return module.eval()
+
+
+def _untie_different(module: nn.Module, checkpoint: Checkpoint, names: NameMap) -> None:
+    """Separate parameters that the config ties while the checkpoint stores different values for them."""
+    for alias, owner in names.aliases.items():
+        first, second = names.sources.get(owner), names.sources.get(alias)
+        if first is None or second is None or first.keys == second.keys:
+            continue
+        if checkpoint.raw(first.keys[0]) != checkpoint.raw(second.keys[0]):
+            parent, _, leaf = alias.rpartition(".")
+            tied = module.get_parameter(alias)
+            setattr(module.get_submodule(parent), leaf, nn.Parameter(torch.empty_like(tied), requires_grad=False))
+
+
+def _load_buffers(model: Model) -> None:
+    """Fill persistent buffers (BatchNorm statistics); they are small and stay."""
+    assert model.names is not None
+    assert model.checkpoint is not None
+    for name, buffer in model.module.named_buffers():
+        source = model.names.sources.get(name)
+        if source is not None and source.converter is None:
+            value = model.checkpoint.load(source.keys[0])
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.module.get_submodule(parent), leaf, value.to(buffer.dtype, copy=True))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
