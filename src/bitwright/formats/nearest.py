@@ -1,0 +1,79 @@
+"""Round whole matrices to nearest, in chunks of rows that stay in the processor's cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import InputError
+from bitwright.formats.format import Format
+from bitwright.formats.layout import Layout
+from bitwright.formats.tables import CodebookGrid
+from bitwright.formats.tensor import Codes
+
+CHUNK = 1 << 17
+"""Elements handled at once: half a megabyte of float32 for each of a few temporaries."""
+
+
+def group_range(w: Tensor, layout: Layout, absolute: bool) -> tuple[Tensor, Tensor]:
+    """Return float32 lowest and highest value ``[rows, groups]``; with ``absolute`` minus and plus the largest size.
+
+    Padding of a short group counts as zeros, which every range holds anyway.
+    """
+    g = layout.split(w)
+    if absolute:
+        high = torch.linalg.vector_norm(g, ord=torch.inf, dim=-1).to(torch.float32)
+        return -high, high
+    low, high = torch.aminmax(g, dim=-1)
+    return low.to(torch.float32), high.to(torch.float32)
+
+
+def _matrix_range(fmt: Format, w: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    levels_are_even = fmt.zero is None and fmt.grid.min_level < 0
+    chunks = layout.row_chunks(CHUNK)
+    ranges = [group_range(w[a:b], layout.of_rows((a, b)), levels_are_even) for a, b in chunks]
+    lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
+    if layout.params_shape == (1, 1):
+        return torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0)
+    axis = 1 if layout.params_shape[0] == 1 and len(chunks) > 1 else 0
+    return torch.cat(lows, dim=axis), torch.cat(highs, dim=axis)
+
+
+def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
+    """Return the codes of ``w[out, in]`` (any float type) by round-to-nearest with ranges from the extreme values.
+
+    ``outer`` overrides the outer scales (shared by fused matrices). Equal, bit for bit, to splitting the matrix and
+    calling ``scale_from_range``, ``store_scale``, ``encode`` and ``join``.
+
+    Raises:
+        InputError: NaN or Inf in ``w``; a grid with a learned codebook; a scale that its type cannot hold.
+    """
+    if isinstance(fmt.grid, CodebookGrid):
+        raise InputError(f"{fmt} has a learned codebook; use a recipe that fits one, e.g. squeezellm")
+    layout = fmt.granularity.layout(tuple(w.shape))
+    low, high = _matrix_range(fmt, w, layout)
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        raise InputError("the matrix holds NaN or Inf; mend the checkpoint before quantizing")
+    raw, zero = fmt.scale_from_range(low, high)
+    scale = fmt.store_scale(raw, outer)
+    stored_zero = fmt.store_zero(zero)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    for rows in layout.row_chunks(CHUNK):
+        part = layout.of_rows(rows)
+        chunk_scale = layout.params_of_rows(scale.effective, rows)
+        chunk_zero = None if stored_zero is None else layout.params_of_rows(stored_zero, rows)
+        encoded = fmt.encode(part.split(w[rows[0] : rows[1]]), chunk_scale, chunk_zero)
+        codes[rows[0] : rows[1]] = part.join(encoded)
+    return Codes(codes, fmt, scale, stored_zero)
+
+
+def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
+    """Return ``x[..., features]`` rounded with ranges from its extreme values; same shape and type."""
+    matrix = x.reshape(-1, x.shape[-1])
+    layout = fmt.granularity.layout(tuple(matrix.shape))
+    g = layout.split(matrix)
+    low, high = torch.aminmax(g, dim=-1)
+    raw, zero = fmt.scale_from_range(low, high)
+    scale = fmt.store_scale(raw).effective
+    rounded = fmt.round(g, scale, fmt.store_zero(zero))
+    return layout.join(rounded).view(x.shape).to(x.dtype)
