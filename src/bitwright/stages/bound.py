@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.formats import Codes, CodebookGrid, Format
+from bitwright.formats import Block, CodebookGrid, Codes, Format, Scale
 from bitwright.stages.quantizer import RangeEstimator
 
 
@@ -46,21 +46,25 @@ class BoundQuantizer:
         self.zero = torch.zeros(rows, groups) if format.zero is not None else None
         self.spans = self.layout.spans()
         self.codes = torch.zeros(self.shape, dtype=torch.uint8)
-        self._outer: Tensor | None = None
-        if format.scale.outer is not None:
+        self._stored: Scale | None = None
+        # A span of columns owns column ``index`` of the parameters only where groups run along the input.
+        self._refits = format.scale.outer is None and self.layout.params_shape[1] == len(self.spans) and (
+            self.layout.params_shape[0] in (1, self.shape[0]) or isinstance(format.granularity, Block)
+        )
+        if not self._refits:
             self._fit_everything(w)
-        self._columns: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def refits(self) -> bool:
         """Whether groups can be fitted one at a time (not where scales share an outer scale)."""
-        return self.format.scale.outer is None
+        return self._refits
 
     def _fit_everything(self, w: Tensor) -> None:
         g = self.layout.split(w)
         mask = self._mask(g, w)
         fitted = self.estimator.fit(g, self.format, mask, self._spread(g, w))
         stored = self.format.store_scale(fitted.scale)
+        self._stored = stored
         self.scale, self.zero = stored.effective, fitted.zero
 
     def _mask(self, g: Tensor, w: Tensor) -> Tensor | None:
@@ -82,7 +86,6 @@ class BoundQuantizer:
         """Fit every group to ``w[out, in]`` at once."""
         if self.refits:
             self._fit_everything(w)
-        self._columns.clear()
 
     def open(self, start: int, stop: int, w: Tensor) -> None:
         """Fit the groups of one span of columns to the current weights ``w[out, stop - start]``.
@@ -102,10 +105,10 @@ class BoundQuantizer:
             kept = layout.split(self.keep[:, start:stop].to(torch.float32)) > 0
             mask = kept if mask is None else mask & kept
         fitted = self.estimator.fit(g, self.format, mask, self._spread(g, w, start))
+        self._stored = None
         self.scale[:, index : index + 1] = self.format.store_scale(fitted.scale).effective
         if self.zero is not None and fitted.zero is not None:
             self.zero[:, index : index + 1] = fitted.zero
-        self._columns.clear()
 
     def parameters(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Scale and zero point of the columns ``start..stop``, broadcastable to ``[out, stop - start]``."""
@@ -143,10 +146,5 @@ class BoundQuantizer:
 
     def finish(self) -> Codes:
         """Return the codes with their parameters as they are stored."""
-        return Codes.create(
-            self.format,
-            self.codes,
-            scale=self.scale,
-            zero=self.zero,
-            codebook=self.codebook,
-        )
+        stored = self._stored if self._stored is not None else self.format.store_scale(self.scale)
+        return Codes(self.codes, self.format, stored, self.format.store_zero(self.zero), self.codebook)

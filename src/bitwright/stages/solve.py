@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, LowRank, QuantizedTensor, Sparse
+from bitwright.formats import CodebookGrid, Codes, LowRank, QuantizedTensor, Sparse
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import Quantizer, WeightContext
 from bitwright.stages.ranges.minmax import MinMax
@@ -48,10 +48,10 @@ def quantize_weight(w: Tensor, quantizer: Quantizer, context: WeightContext | No
     bound = BoundQuantizer(quantizer.format, estimator, rest, estimator.importance(context), codebook, keep)
     rounding = quantizer.rounding or Nearest()
     value = rounding.solve(rest, bound, context)
-    terms: list[object] = [bound.finish(), *removed]
+    terms: list[Codes | Sparse | LowRank] = [bound.finish(), *removed]
     for residual in quantizer.residuals:
         if residual.when == "after":
             term = residual.fit(rest - value, context)
             terms.append(term)
             value = value + term.dequantize()
-    return QuantizedTensor(tuple(terms), (w.shape[0], w.shape[1]))
+    return QuantizedTensor(tuple(terms))

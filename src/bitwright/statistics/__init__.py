@@ -1,6 +1,6 @@
 """Mergeable collectors of what flows through a network, in bounded memory."""
 
-from bitwright.statistics.base import Collector, Prefix, Statistic
+from bitwright.statistics.base import Collector, Prefix, Statistic, View
 from bitwright.statistics.channel import AbsMax, ChannelMeans, Range
 from bitwright.statistics.hessian import CrossHessian, Hessian
 from bitwright.statistics.histogram import Histogram
@@ -17,4 +17,5 @@ __all__ = [
     "Prefix",
     "Range",
     "Statistic",
+    "View",
 ]

@@ -19,6 +19,11 @@ quantized too (the original order of GPTQ's code).
 """
 
 
+View = Literal["columns", "channels"]
+"""``columns``: one row per output position, the patch that the flattened weight multiplies. ``channels``: one row per
+input position, its channels. For a linear layer both are ``x[tokens, in]``."""
+
+
 class Collector(Protocol):
     """Accumulates one statistic over batches; ``merge`` makes it independent of how the data were split."""
 
@@ -42,6 +47,10 @@ class Statistic(Protocol):
     @property
     def reads_twin(self) -> bool:
         """Whether ``update`` wants the float model's tokens beside the quantized ones."""
+
+    @property
+    def view(self) -> View:
+        """How a convolution's input is laid out for ``update``."""
 
     def open(self, dim: int) -> Collector:
         """Start a collector for inputs of ``dim`` channels."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitwright.statistics.base import Prefix
+from bitwright.statistics.base import Prefix, View
 
 
 class AbsMaxCollector:
@@ -37,6 +37,7 @@ class AbsMax:
 
     prefix: Prefix = "float"
     reads_twin: bool = False
+    view: View = "channels"
 
     def open(self, dim: int) -> AbsMaxCollector:
         """Start collecting."""
@@ -89,6 +90,7 @@ class ChannelMeans:
 
     prefix: Prefix = "float"
     reads_twin: bool = False
+    view: View = "channels"
 
     def open(self, dim: int) -> ChannelMeansCollector:
         """Start collecting."""
@@ -129,6 +131,7 @@ class Range:
 
     prefix: Prefix = "block"
     reads_twin: bool = False
+    view: View = "channels"
 
     def open(self, dim: int) -> RangeCollector:
         """Start collecting."""

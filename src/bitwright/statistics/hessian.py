@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitwright.statistics.base import Prefix
+from bitwright.statistics.base import Prefix, View
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Hessian:
 
     prefix: Prefix = "layer"
     reads_twin: bool = False
+    view: View = "columns"
 
     def open(self, dim: int) -> HessianCollector:
         """Start collecting."""
@@ -100,6 +101,7 @@ class CrossHessian:
 
     prefix: Prefix = "layer"
     reads_twin: bool = True
+    view: View = "columns"
 
     def open(self, dim: int) -> CrossHessianCollector:
         """Start collecting."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitwright.statistics.base import Prefix
+from bitwright.statistics.base import Prefix, View
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Histogram:
     bins: int = 2048
     prefix: Prefix = "block"
     reads_twin: bool = False
+    view: View = "channels"
 
     def open(self, dim: int) -> HistogramCollector:
         """Start collecting."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitwright.statistics.base import Prefix
+from bitwright.statistics.base import Prefix, View
 
 
 class InputSampleCollector:
@@ -51,6 +51,7 @@ class InputSample:
     seed: int = 0
     prefix: Prefix = "float"
     reads_twin: bool = False
+    view: View = "channels"
 
     def open(self, dim: int) -> InputSampleCollector:
         """Start collecting."""

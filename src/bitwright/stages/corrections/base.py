@@ -6,16 +6,14 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from bitwright.statistics import Statistic
-
 
 @runtime_checkable
 class Correction(Protocol):
-    """Adjusts a layer's float side (its bias) once its weight is quantized."""
+    """Adjusts a layer's bias once its weight is quantized, layer after layer in call order."""
 
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Statistics of the layer's input."""
+    def correct(self, bias: Tensor | None, expected: Tensor, measured: Tensor) -> Tensor | None:
+        """Return the new bias ``[out]``.
 
-    def bias(self, w: Tensor, quantized: Tensor, bias: Tensor | None, statistics: dict[Statistic, object]) -> Tensor | None:
-        """New bias of a layer with float weight ``w[out, in]`` and dequantized weight ``quantized``."""
+        ``expected[out]`` is the mean output of the layer in the float model, ``measured[out]`` the mean output of the
+        quantized layer on the quantized stream, both over all calibration tokens (positions).
+        """

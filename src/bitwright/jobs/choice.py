@@ -1,0 +1,71 @@
+"""Which quantizer each site of a model gets, and why a site stays float."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bitwright.models import Structure, WeightSite
+from bitwright.recipes import Recipe
+from bitwright.stages.quantizer import Quantizer
+from bitwright.stages.site import Rule, Target, select
+from bitwright.statistics import Statistic
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Quantizers of one weight site: of its weight and of its module's input; ``reason`` says why it stays float."""
+
+    site: WeightSite
+    weight: Quantizer | None
+    input: Quantizer | None
+    reason: str = ""
+
+
+def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
+    """Apply the recipe's rules to every weight site; the last rule that matches wins.
+
+    A tied pair (embedding and head) is one tensor: it is coded only if both of its sites select a quantizer.
+    """
+    found: dict[str, Choice] = {}
+    for site in structure.sites:
+        target = Target(site.path, site.kind, site.role)
+        weight = select(recipe.weights, target)
+        taken = select(recipe.activations, target) if site.kind != "embedding" else None
+        reason = "" if weight is not None else _reason(recipe.weights, site)
+        if weight is not None and site.tied_to is not None:
+            weight, reason = None, f"tied to {site.tied_to}, which stays float"
+        found[site.path] = Choice(site, weight, taken, reason)
+    return found
+
+
+def _reason(rules: Iterable[Rule], site: WeightSite) -> str:
+    target = Target(site.path, site.kind, site.role)
+    matching = [r.select for r in rules if r.matches(target)]
+    return f"rule {matching[-1]!r} keeps it float" if matching else f"no rule selects a {site.role} {site.kind}"
+
+
+def stream_needs(recipe: Recipe, choices: Iterable[Choice]) -> tuple[bool, bool]:
+    """Whether the recipe reads the float stream, and whether it reads the quantized stream."""
+    requests: list[Statistic] = [r for t in recipe.transforms for r in t.needs]
+    float_stream = any(t.scope == "block" for t in recipe.transforms)
+    quantized = False
+    for choice in choices:
+        for quantizer in (choice.weight, choice.input):
+            if quantizer is not None:
+                requests.extend(quantizer.needs)
+        if choice.input is not None and choice.input.format.time == "static":
+            quantized = True
+    for request in requests:
+        float_stream = float_stream or request.prefix == "float" or request.reads_twin
+        quantized = quantized or request.prefix != "float"
+    if recipe.learn or recipe.corrections:
+        float_stream = quantized = True
+    return float_stream, quantized
+
+
+def derived_seed(seed: int, *parts: str) -> int:
+    """A seed for one random stream, from the job's seed and the names of what draws (order of work cannot matter)."""
+    digest = hashlib.sha256("\0".join([str(seed), *parts]).encode()).digest()
+    return int.from_bytes(digest[:7], "little")

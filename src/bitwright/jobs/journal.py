@@ -1,0 +1,124 @@
+"""The journal of a job: what is finished, and under which inputs it was made.
+
+``OUT.partial/journal.jsonl`` begins with a header line that names everything the result depends on; each finished unit
+adds one line with the digests of its files. A line is synced before the next unit starts, so a torn last line only
+costs that unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import InputError
+
+FORMAT_VERSION = 1
+NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished unit: its name, its shard file and the file's sha256, and small facts for the report."""
+
+    unit: str
+    file: str
+    sha256: str
+    facts: Mapping[str, Any]
+
+
+class Journal:
+    """Append-only record in the job's working folder."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / NAME
+        self.identity = dict(identity)
+        self.entries: list[Entry] = []
+
+    def open(self) -> None:
+        """Read what an earlier run left, or begin.
+
+        Raises:
+            InputError: if the earlier run had other inputs; the difference is named.
+        """
+        lines = _complete_lines(self.path)
+        if lines:
+            self._check(lines[0])
+            for line in lines[1:]:
+                self.entries.append(Entry(line["unit"], line["file"], line["sha256"], line["facts"]))
+        # Rewriting drops a torn last line; the rename makes it safe.
+        partial = self.path.with_suffix(".new")
+        with partial.open("w", encoding="utf-8") as file:
+            for line in lines or [{"format_version": FORMAT_VERSION, "identity": self.identity}]:
+                file.write(json.dumps(line, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+
+    def _check(self, header: Mapping[str, Any]) -> None:
+        if header.get("format_version") != FORMAT_VERSION:
+            raise InputError(f"{self.path} was written by another version; remove {self.path.parent} to start anew")
+        earlier = header.get("identity", {})
+        for key in sorted({*earlier, *self.identity}):
+            if earlier.get(key) != self.identity.get(key):
+                raise InputError(
+                    f"{self.path.parent} holds a job with another {key} ({_short(earlier.get(key))} there, "
+                    f"{_short(self.identity.get(key))} now); use the same {key}, another --out, or remove the folder"
+                )
+
+    def add(self, entry: Entry) -> None:
+        """Record a finished unit; returns once it is on disk."""
+        line = {"unit": entry.unit, "file": entry.file, "sha256": entry.sha256, "facts": dict(entry.facts)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
+
+    def verified(self) -> list[Entry]:
+        """The finished units whose files still have the recorded digest, up to the first that does not."""
+        good = []
+        for entry in self.entries:
+            path = self.path.parent / entry.file
+            if not path.is_file() or file_digest(path) != entry.sha256:
+                break
+            good.append(entry)
+        return good
+
+    def truncate(self, count: int) -> None:
+        """Forget all but the first ``count`` units (their files were damaged)."""
+        if count == len(self.entries):
+            return
+        self.entries = self.entries[:count]
+        lines = [{"format_version": FORMAT_VERSION, "identity": self.identity}]
+        lines += [{"unit": e.unit, "file": e.file, "sha256": e.sha256, "facts": dict(e.facts)} for e in self.entries]
+        partial = self.path.with_suffix(".new")
+        partial.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else text[:77] + "..."

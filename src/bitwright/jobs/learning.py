@@ -1,0 +1,148 @@
+"""Builds the reconstruction problems of a unit and installs what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.jobs.choice import derived_seed
+from bitwright.jobs.hidden import HiddenStates
+from bitwright.jobs.result import UnitResult
+from bitwright.jobs.runner import stop_after
+from bitwright.jobs.sweep import StopSweep, input_hooks
+from bitwright.jobs.units import Unit
+from bitwright.jobs.view import UnitView, shaped_like, swapped_weights
+from bitwright.runtime.install import install_module
+from bitwright.stages.learn.base import Learn, LearnTask
+
+if TYPE_CHECKING:
+    from bitwright.jobs.engine import Engine
+
+
+def learn_unit(engine: Engine, learn: Learn, unit: Unit, view: UnitView, result: UnitResult) -> None:
+    """Run one Learn entry over a unit: the whole unit at once, or layer after layer."""
+    coded = [s.path for s in unit.sites if s.path in result.modules and result.modules[s.path].weight is not None]
+    coded = [path for path in coded if result.modules[path].kind != "embedding"]
+    if not coded:
+        return
+    if engine.twin is None:
+        raise RuntimeError("learning needs the float twin")
+    if learn.scope == "block":
+        _finish(engine, learn, _unit_task(engine, unit, coded, result), result)
+        return
+    for path in coded:
+        _finish(engine, learn, _layer_task(engine, unit, path, result), result)
+
+
+def _finish(engine: Engine, learn: Learn, task: LearnTask, result: UnitResult) -> None:
+    with torch.enable_grad():
+        learned = learn.run(task)
+    for path, weight in learned.items():
+        module = result.modules[path]
+        module.weight = weight
+        w = task.weights[path]
+        module.error = float((weight.dequantize() - w).norm() / w.norm().clamp_min(1e-30))
+        install_module(engine.model.module, module, cache_weights=True)
+
+
+def _task(
+    engine: Engine,
+    name: str,
+    paths: list[str],
+    result: UnitResult,
+    forward: object,
+    target: object,
+    importance: object,
+) -> LearnTask:
+    root = engine.float_runner.model.module
+    sites = {s.path: s for s in engine.structure.sites}
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        w = root.get_submodule(path).get_parameter("weight").detach().float()
+        weights[path] = w.t().contiguous() if sites[path].transposed else w.reshape(w.shape[0], -1).clone()
+    quantizers = {p: c.weight for p in paths if (c := engine.choices[p]).weight is not None}
+    inputs = {p: c.input for p in paths if (c := engine.choices[p]).input is not None}
+    return LearnTask(
+        name=name,
+        weights=weights,
+        initial={p: w for p in paths if (w := result.modules[p].weight) is not None},
+        quantizers=quantizers,
+        input_quantizers=inputs,
+        inputs=len(engine.batches),
+        forward=forward,  # type: ignore[arg-type]
+        target=target,  # type: ignore[arg-type]
+        importance=importance,  # type: ignore[arg-type]
+        seed=derived_seed(engine.seed, engine.recipe.name, "learn", name),
+        events=engine.events,
+        progress=lambda done, total: engine.progress(name, done / max(1, total)),
+    )
+
+
+def _unit_task(engine: Engine, unit: Unit, paths: list[str], result: UnitResult) -> LearnTask:
+    """Reconstruct a unit's output: quantized stream in, float stream's output as the target."""
+    runner = engine.float_runner
+    root = runner.model.module
+    targets = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
+    with torch.no_grad():
+        for index in range(len(engine.batches)):
+            targets[index] = runner.run(unit, index, engine.float[index])
+
+    def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
+        with swapped_weights(root, _shaped(engine, root, overrides)):
+            return runner.run(unit, index, engine.quantized[index])
+
+    def importance(index: int) -> Tensor | None:
+        return engine.importance(unit.name, index)
+
+    return _task(engine, unit.name, paths, result, forward, lambda i: _held(targets, i), importance)
+
+
+def _layer_task(engine: Engine, unit: Unit, path: str, result: UnitResult) -> LearnTask:
+    """Reconstruct one layer: inputs from the quantized stream, targets from the float stream."""
+    root = engine.float_runner.model.module
+    module = root.get_submodule(path)
+    inputs = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
+    targets = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
+    work = engine.work_runner
+    for index in range(len(engine.batches)):
+        inputs[index] = _input_of(work.model.module, path, lambda i=index: work.run(unit, i, engine.quantized[i]))
+        x = _input_of(root, path, lambda i=index: engine.float_runner.run(unit, i, engine.float[i]))
+        with torch.no_grad():
+            targets[index] = module(x)
+
+    def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
+        with swapped_weights(root, _shaped(engine, root, overrides)):
+            output: Tensor = module(_held(inputs, index))
+            return output
+
+    return _task(engine, path, [path], result, forward, lambda i: _held(targets, i), lambda index: None)
+
+
+def _input_of(root: nn.Module, path: str, run: object) -> Tensor:
+    """The input of a module in one pass, which ends there."""
+    found: list[Tensor] = []
+
+    def seen(_: str, module: nn.Module, x: Tensor) -> None:
+        found.append(x.detach())
+
+    with input_hooks(root, [path], seen), stop_after(root, path, lambda: True), torch.no_grad():
+        try:
+            run()  # type: ignore[operator]
+        except StopSweep:
+            pass
+    return found[0]
+
+
+def _shaped(engine: Engine, root: nn.Module, overrides: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    transposed = {s.path: s.transposed for s in engine.structure.sites}
+    return {p: shaped_like(root.get_submodule(p), w, transposed[p]) for p, w in overrides.items()}
+
+
+def _held(states: HiddenStates, index: int) -> Tensor:
+    x = states[index]
+    if x is None:
+        raise RuntimeError("a hidden state was read before it was computed")
+    return x

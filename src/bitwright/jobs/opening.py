@@ -1,0 +1,107 @@
+"""Opens everything that a job names: model, structure, float twin, batches, activation window."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bitwright.data import ImageData, TokenData
+from bitwright.errors import InputError
+from bitwright.jobs.choice import Choice, choose, stream_needs
+from bitwright.jobs.runner import Batch
+from bitwright.models import Model, Structure, discover, open_model
+from bitwright.recipes import Recipe
+
+Calibration = TokenData | ImageData | Sequence[Batch] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do: a recipe on a model with data, into a folder.
+
+    Attributes:
+        model: checkpoint folder, or a module of the caller (which is then changed in place).
+        data: calibration data; recipes that read activations need it.
+        out: output folder; ``None`` keeps the result in memory.
+        max_memory: cap of anonymous memory above the start, bytes; ``None`` for no cap.
+        batch_size: sequences (images) per forward pass.
+    """
+
+    model: str | Path | nn.Module
+    recipe: Recipe
+    data: Calibration = None
+    out: Path | None = None
+    seed: int = 0
+    strict: bool = False
+    max_memory: int | None = None
+    batch_size: int = 8
+    example: Batch | None = field(default=None)
+
+
+@dataclass
+class Opened:
+    """A job's model with what was found in it."""
+
+    model: Model
+    structure: Structure
+    choices: dict[str, Choice]
+    batches: list[Batch]
+    reads_float: bool
+    reads_quantized: bool
+    twin: Model | None = None
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the recipe reads activations at all."""
+        return self.reads_float or self.reads_quantized
+
+
+def make_batches(data: Calibration, batch_size: int) -> list[Batch]:
+    """Calibration data as model inputs."""
+    if data is None:
+        return []
+    if isinstance(data, TokenData | ImageData):
+        return [dict(batch) for batch in data.batches(batch_size)]
+    return [dict(batch) for batch in data]
+
+
+def open_job(job: Job) -> Opened:
+    """Open the model (streamed where it is a folder), discover its structure, choose quantizers.
+
+    Raises:
+        InputError: if the recipe needs data and none were given, or the recipe selects nothing.
+    """
+    folder = not isinstance(job.model, nn.Module)
+    model = open_model(job.model, stream=folder)
+    batches = make_batches(job.data, job.batch_size)
+    example = job.example or (one_row(batches[0]) if batches else None)
+    structure = discover(model, example, prove=bool(job.recipe.transforms))
+    choices = choose(job.recipe, structure)
+    if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
+        raise InputError(
+            f"recipe {job.recipe.name!r} selects no layer of this model; `bitwright inspect MODEL --structure` lists "
+            "them, and select= chooses others"
+        )
+    reads_float, reads_quantized = stream_needs(job.recipe, choices.values())
+    if (reads_float or reads_quantized) and not batches:
+        raise InputError(f"recipe {job.recipe.name!r} reads activations; give it calibration data (--data)")
+    opened = Opened(model, structure, choices, batches, reads_float, reads_quantized)
+    if reads_float and reads_quantized:
+        opened.twin = open_model(job.model, stream=True) if folder else copy_model(model)
+    return opened
+
+
+def copy_model(model: Model) -> Model:
+    """A float twin of a module in memory."""
+    assert isinstance(model.module, nn.Module)
+    return open_model(copy.deepcopy(model.module))
+
+
+def one_row(batch: Batch) -> Batch:
+    """The first sequence (image) of a batch."""
+    return {k: v[:1] if isinstance(v, Tensor) else v for k, v in batch.items()}
+

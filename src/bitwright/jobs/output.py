@@ -1,0 +1,209 @@
+"""The output folder: one shard per unit, untouched tensors byte for byte, an index, the manifest in config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitwright.errors import InputError
+from bitwright.formats import QuantizedTensor, parse
+from bitwright.jobs.journal import Entry, file_digest
+from bitwright.jobs.result import ModuleResult, UnitResult
+from bitwright.jobs.stored import stored_dtype
+from bitwright.jobs.units import Unit
+from bitwright.models import Checkpoint, Model, Structure
+from bitwright.models.writer import RawTensor, TensorLayout, layout_of, write_index, write_safetensors, write_text
+from bitwright.stages.transforms import OnlineOperation
+
+MANIFEST_VERSION = 1
+
+
+class Output:
+    """Writes the units of one job into its working folder.
+
+    Every tensor of the source is written exactly once: coded, changed by a stage, or copied byte for byte.
+    """
+
+    def __init__(self, folder: Path, model: Model, structure: Structure, units: Sequence[Unit]) -> None:
+        self.folder = folder
+        self.model = model
+        self.units = units
+        self.shapes = {s.name: s for s in structure.sites}
+        self.assigned = self._assign(structure)
+        self.weight_map: dict[str, str] = {}
+        self.total_bytes = 0
+
+    def _source(self) -> Mapping[str, TensorLayout]:
+        checkpoint = self.model.checkpoint
+        if checkpoint is not None:
+            return {k: TensorLayout(i.dtype, i.shape) for k, i in checkpoint.tensors.items()}
+        return {k: layout_of(v) for k, v in self._state().items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        return {k: v for k, v in self.model.module.state_dict().items()}
+
+    def _assign(self, structure: Structure) -> dict[str, int]:
+        """Source key to unit index."""
+        owners: dict[str, int] = {}
+        for unit in self.units:
+            for path in unit.paths:
+                owners[path] = unit.index
+        last = self.units[-1].index
+        found = {}
+        for key in self._source():
+            name = self._parameter(key) or key
+            parts = name.split(".")
+            prefixes = [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
+            found[key] = next((owners[p] for p in prefixes if p in owners), last)
+        return found
+
+    def _parameter(self, key: str) -> str | None:
+        names = self.model.names
+        return names.parameter(key) if names is not None else key
+
+    def file_name(self, unit: Unit) -> str:
+        """Shard of a unit."""
+        return f"model-{unit.index + 1:05d}-of-{len(self.units):05d}.safetensors"
+
+    def write(self, unit: Unit, result: UnitResult) -> Entry:
+        """Write a unit's shard atomically and return its journal entry."""
+        tensors = dict(self._tensors(unit, result))
+        path = self.folder / self.file_name(unit)
+        write_safetensors(path, tensors, {"format": "pt"})
+        entry = Entry(unit.name, path.name, file_digest(path), result_facts(result))
+        self._count(path.name, tensors)
+        return entry
+
+    def _tensors(self, unit: Unit, result: UnitResult) -> Iterator[tuple[str, Tensor | RawTensor]]:
+        coded: dict[str, Tensor] = {}
+        for module in result.modules.values():
+            coded.update(module.tensors())
+        dropped = {f"{p}.weight" for p, m in result.modules.items() if m.weight is not None}
+        state = self._state() if self.model.checkpoint is None else {}
+        for key, layout in self._source().items():
+            if self.assigned[key] != unit.index:
+                continue
+            name = self._parameter(key) or key
+            if name in dropped or any(name.startswith(p + ".") for p in result.removed):
+                continue
+            if name in coded:  # a bias that the source already has keeps its dtype
+                value = coded.pop(name)
+                if self.model.checkpoint is not None:
+                    value = value.to(stored_dtype(self.model.checkpoint, key))
+                yield key, value
+            elif name in result.changed:
+                yield key, result.changed[name]
+            elif self.model.checkpoint is not None:
+                yield key, RawTensor(layout, [self.model.checkpoint.raw(key)])
+            else:
+                yield key, state[key]
+        yield from coded.items()
+
+    def _count(self, file: str, tensors: Mapping[str, Tensor | RawTensor]) -> None:
+        for name, value in tensors.items():
+            self.weight_map[name] = file
+            self.total_bytes += value.layout.bytes if isinstance(value, RawTensor) else layout_of(value).bytes
+
+    def restore(self, unit: Unit, entry: Entry) -> UnitResult:
+        """Read a finished unit back from its shard."""
+        shard = Checkpoint.open(self.folder / entry.file)
+        tensors = {name: shard.load(name) for name in shard.tensors}
+        for name, info in shard.tensors.items():
+            self.weight_map[name] = entry.file
+            self.total_bytes += info.bytes
+        result = result_from_facts(entry.unit, entry.facts, tensors)
+        for name in entry.facts["changed"]:
+            key = self.model.checkpoint_key(name) or name
+            result.changed[name] = tensors[key].clone()
+        return result
+
+    def finish(self, manifest: Mapping[str, Any], extra: Mapping[str, str]) -> None:
+        """Write index, config with the manifest, tokenizer files and reports; then the folder is complete."""
+        write_index(self.folder, self.weight_map, self.total_bytes)
+        config: dict[str, Any] = dict(self.model.checkpoint.config) if self.model.checkpoint is not None else {}
+        config["quantization_config"] = dict(manifest)
+        write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        if self.model.checkpoint is not None:
+            for path in self.model.checkpoint.extra_files:
+                if path.name not in {"config.json", *extra}:
+                    shutil.copyfile(path, self.folder / path.name)
+        for name, text in extra.items():
+            write_text(self.folder / name, text)
+
+
+def result_facts(result: UnitResult) -> dict[str, Any]:
+    """What a journal line must say of a unit beside its tensors."""
+    return {
+        "modules": {path: module.manifest() for path, module in result.modules.items()},
+        "errors": {path: module.error for path, module in result.modules.items()},
+        "changed": sorted(result.changed),
+        "removed": list(result.removed),
+        "cache_online": {
+            site: [{"kind": op.kind, "options": dict(op.options)} for op in ops]
+            for site, ops in result.cache_online.items()
+        },
+        "seconds": round(result.seconds, 3),
+        "notes": result.notes,
+    }
+
+
+def online_operations(entries: Sequence[Mapping[str, Any]]) -> tuple[OnlineOperation, ...]:
+    """Operations from their JSON form."""
+    return tuple(OnlineOperation(e["kind"], tuple(e["options"].items())) for e in entries)
+
+
+def result_from_facts(unit: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitResult:
+    """Rebuild a unit's result from a journal line and the tensors of its shard."""
+    result = UnitResult(unit, removed=tuple(facts["removed"]), seconds=facts["seconds"], notes=list(facts["notes"]))
+    result.cache_online = {site: online_operations(ops) for site, ops in facts["cache_online"].items()}
+    for path, entry in facts["modules"].items():
+        prefix = f"{path}.weight_"
+        own = {n.removeprefix(prefix): t.clone() for n, t in tensors.items() if n.startswith(prefix)}
+        weight = QuantizedTensor.from_tensors(own, entry["weight"]) if entry["weight"] is not None else None
+        bias = next((t for n, t in tensors.items() if n == f"{path}.bias" or n.endswith(f".{path}.bias")), None)
+        module = ModuleResult(path, entry["kind"], entry["transposed"], weight, bias if entry["bias"] else None)
+        if entry["input"] is not None:
+            module.input_format = parse(entry["input"]["format"])
+            module.input_scale = tensors.get(f"{path}.input_scale")
+            module.input_zero = tensors.get(f"{path}.input_zero")
+        module.online = online_operations(entry["online"])
+        module.error = facts["errors"][path]
+        result.modules[path] = module
+    return result
+
+
+def prepare_folder(out: Path) -> Path:
+    """Create the working folder beside ``out``.
+
+    Raises:
+        InputError: if ``out`` exists or the place cannot be written.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out or remove it")
+    work = out.with_name(out.name + ".partial")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        probe = work / ".write-test"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{work} cannot be written ({error.strerror}); choose another --out") from error
+    return work
+
+
+def publish(work: Path, out: Path, keep: Sequence[str]) -> None:
+    """One rename makes the result; working files that are not in ``keep`` are removed first."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name.endswith((".partial", ".new", ".lock")) or path.name == "journal.jsonl":
+            if path.name not in keep:
+                path.unlink()
+    os.replace(work, out)
+

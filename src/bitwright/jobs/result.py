@@ -1,0 +1,67 @@
+"""What a finished unit hands to the writer and to the running model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bitwright.formats import Format, QuantizedTensor
+from bitwright.stages.transforms import OnlineOperation
+
+
+@dataclass
+class ModuleResult:
+    """The coded form of one module: weight terms, input quantizer, online operations, bias."""
+
+    path: str
+    kind: str
+    transposed: bool
+    weight: QuantizedTensor | None
+    bias: Tensor | None = None
+    input_format: Format | None = None
+    input_scale: Tensor | None = None
+    input_zero: Tensor | None = None
+    online: tuple[OnlineOperation, ...] = ()
+    error: float = 0.0
+
+    def manifest(self) -> dict[str, Any]:
+        """The module's entry in the manifest (see ``docs/formats.md``)."""
+        meta = self.weight.to_tensors()[1] if self.weight is not None else None
+        return {
+            "kind": self.kind,
+            "transposed": self.transposed,
+            "weight": meta,
+            "input": None if self.input_format is None else {"format": str(self.input_format)},
+            "online": [{"kind": op.kind, "options": dict(op.options)} for op in self.online],
+            "bias": self.bias is not None,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors as they are stored."""
+        found: dict[str, Tensor] = {}
+        if self.weight is not None:
+            for key, value in self.weight.to_tensors()[0].items():
+                found[f"{self.path}.weight_{key.replace('.', '_')}"] = value
+        if self.bias is not None:
+            found[f"{self.path}.bias"] = self.bias
+        if self.input_scale is not None:
+            found[f"{self.path}.input_scale"] = self.input_scale
+        if self.input_zero is not None:
+            found[f"{self.path}.input_zero"] = self.input_zero
+        return found
+
+
+@dataclass
+class UnitResult:
+    """A finished unit: coded modules, float parameters that a stage changed, modules that were folded away."""
+
+    name: str
+    modules: dict[str, ModuleResult] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    cache_online: Mapping[str, tuple[OnlineOperation, ...]] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: list[dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,229 @@
+"""Run a job: unit by unit, journalled, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from bitwright.data import ImageData, TokenData
+from bitwright.errors import InputError
+from bitwright.evaluation.memory import peak_memory
+from bitwright.events import Event, Events
+from bitwright.jobs.engine import Engine
+from bitwright.jobs.journal import Journal
+from bitwright.jobs.opening import Job, Opened, open_job
+from bitwright.jobs.output import MANIFEST_VERSION, Output, prepare_folder, publish
+from bitwright.jobs.result import UnitResult
+from bitwright.jobs.whole_model import unit_importance, weight_gradients
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+Progress = Callable[[str, int, int, float], None]
+"""``progress(unit, done, total, share of the unit)``."""
+
+
+@dataclass
+class JobResult:
+    """What a finished job knows: units, events, bits, time, memory, the manifest, and the model in memory."""
+
+    job: Job
+    opened: Opened
+    units: list[UnitResult]
+    events: list[Event]
+    seconds: float
+    peak_memory_bytes: int
+    manifest: dict[str, Any]
+    resumed: int = 0
+    verification: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def coded(self) -> dict[str, Any]:
+        """Every coded weight by path."""
+        return {p: m.weight for u in self.units for p, m in u.modules.items() if m.weight is not None}
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over weights of the quantized tensors."""
+        coded = self.coded.values()
+        weights = sum(q.shape[0] * q.shape[1] for q in coded)
+        return sum(q.storage_bits() for q in coded) / max(1, weights)
+
+
+def no_progress(unit: str, done: int, total: int, share: float) -> None:
+    """Say nothing."""
+
+
+def data_digest(job: Job) -> str:
+    """A hash of the calibration data."""
+    if isinstance(job.data, TokenData | ImageData):
+        return job.data.sha256
+    digest = hashlib.sha256()
+    for batch in job.data or ():
+        for key in sorted(batch):
+            digest.update(key.encode())
+            digest.update(batch[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(job: Job, opened: Opened) -> dict[str, Any]:
+    """Everything that the bytes of the result depend on; a resumed job must agree in all of it."""
+    checkpoint = opened.model.checkpoint
+    return {
+        "recipe": repr(job.recipe),
+        "model": checkpoint.fingerprint() if checkpoint is not None else "module in memory",
+        "data": data_digest(job),
+        "seed": job.seed,
+        "batch_size": job.batch_size,
+        "version": VERSION,
+        "torch": str(torch.__version__).split("+")[0],
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def run(job: Job, progress: Progress = no_progress) -> JobResult:
+    """Run a job to its end; the same call continues after an interruption.
+
+    Raises:
+        InputError: for wrong input, a folder in use, or a cap that cannot be kept.
+        CheckError: for an event under strict mode.
+    """
+    started = time.perf_counter()
+    with peak_memory() as memory:
+        opened = open_job(job)
+        check_memory(job, opened)
+        if job.out is None:
+            result = _run_units(job, opened, None, progress)
+        else:
+            result = _run_in_folder(job, opened, progress)
+    result.seconds = time.perf_counter() - started
+    result.peak_memory_bytes = memory.above_start
+    return result
+
+
+def check_memory(job: Job, opened: Opened) -> None:
+    """Refuse a cap that the plan says cannot be kept."""
+    from bitwright.jobs.memory import estimate_peak
+
+    if job.max_memory is None:
+        return
+    need = estimate_peak(job, opened)
+    if need > job.max_memory:
+        raise InputError(
+            f"this job needs about {need / 1e6:.0f} MB and --max-memory allows {job.max_memory / 1e6:.0f} MB; "
+            "allow more, use fewer or shorter calibration sequences per batch, or a recipe without a Hessian"
+        )
+
+
+def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
+    assert job.out is not None
+    work = prepare_folder(job.out)
+    lock = FileLock(str(work) + ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another job is writing {work}; wait for it or choose another --out") from None
+    try:
+        result = _run_units(job, opened, work, progress)
+        publish(work, job.out, keep=())
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+    return result
+
+
+def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) -> JobResult:
+    events = Events(strict=job.strict)
+    engine = _engine(job, opened, events, work)
+    total = len(engine.units)
+    output = Output(work, opened.model, opened.structure, engine.units) if work is not None else None
+    journal = Journal(work, identity(job, opened)) if work is not None else None
+    finished = []
+    if journal is not None:
+        journal.open()
+        finished = journal.verified()
+        journal.truncate(len(finished))
+    results: list[UnitResult] = []
+    for unit in engine.units:
+        engine.progress = lambda text, share, n=unit.index: progress(text, n, total, share)
+        progress(unit.name, unit.index, total, 0.0)
+        if unit.index < len(finished) and output is not None:
+            result = output.restore(unit, finished[unit.index])
+            events.entries.extend(Event(**e) for e in finished[unit.index].facts.get("events", []))
+            engine.restore(unit, result)
+        else:
+            before = len(events.entries)
+            result = engine.work(unit)
+            if output is not None and journal is not None:
+                entry = output.write(unit, result)
+                fresh = [dataclasses.asdict(e) for e in events.entries[before:]]
+                journal.add(dataclasses.replace(entry, facts={**entry.facts, "events": fresh}))
+        results.append(result)
+        progress(unit.name, unit.index + 1, total, 1.0)
+    manifest = build_manifest(job, results)
+    job_result = JobResult(job, opened, results, events.entries, 0.0, 0, manifest, resumed=len(finished))
+    if output is not None:
+        from bitwright.jobs.report import report_files
+
+        output.finish(manifest, report_files(job_result))
+    return job_result
+
+
+def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engine:
+    window = None if job.max_memory is None else max(job.max_memory // 8, 16 << 20)
+    return Engine(
+        recipe=job.recipe,
+        model=opened.model,
+        structure=opened.structure,
+        batches=opened.batches if opened.reads_data else [],
+        seed=job.seed,
+        events=events,
+        twin=opened.twin,
+        given=weight_gradients(job, opened),
+        importance=unit_importance(job, opened),
+        spill=None if work is None else work / "hidden",
+        window_bytes=window,
+    )
+
+
+def build_manifest(job: Job, results: list[UnitResult]) -> dict[str, Any]:
+    """The manifest of a native checkpoint (``quantization_config``); its keys are documented in docs/formats.md."""
+    modules: dict[str, Any] = {}
+    online: dict[str, list[dict[str, Any]]] = {}
+    for unit in results:
+        for path, module in unit.modules.items():
+            modules[path] = module.manifest()
+        for site, operations in unit.cache_online.items():
+            online[site] = [{"kind": op.kind, "options": dict(op.options)} for op in operations]
+    return {
+        "quant_method": "bitwright",
+        "format_version": MANIFEST_VERSION,
+        "bitwright_version": VERSION,
+        "recipe": job.recipe.name,
+        "modules": modules,
+        "removed": [path for unit in results for path in unit.removed],
+        "kv_cache": _cache_manifest(job, online),
+    }
+
+
+def _cache_manifest(job: Job, online: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    from bitwright.stages.site import Target, select
+
+    found: dict[str, Any] = {}
+    for site in ("key", "value"):
+        quantizer = select(job.recipe.kv_cache, Target(site, site, "cache"))
+        if quantizer is not None:
+            found[site] = {"format": str(quantizer.format), "online": online.get(site, [])}
+    return {**found, "window": job.recipe.kv_window} if found else None

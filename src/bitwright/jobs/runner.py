@@ -1,0 +1,86 @@
+"""Runs one unit of a model on the calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.jobs.sweep import StopSweep
+from bitwright.jobs.units import Unit
+from bitwright.models import Model, Structure
+from bitwright.models import stream as block_stream
+
+Batch = dict[str, Tensor]
+
+
+class Runner:
+    """Knows how to run any unit of one model on batch ``i`` given the hidden state that enters the unit.
+
+    The arguments with which the model calls its blocks are recorded once per batch (masks, position embeddings); the
+    hidden states themselves belong to the streams.
+    """
+
+    def __init__(self, model: Model, structure: Structure, batches: Sequence[Batch]) -> None:
+        self.model = model
+        self.structure = structure
+        self.batches = batches
+        self._calls: list[block_stream.Call] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self.batches)
+
+    def keep(self, index: int) -> Tensor | None:
+        """True where a token is real, ``[sequences, tokens]``; ``None`` where nothing is padded."""
+        mask = self.batches[index].get("attention_mask")
+        if mask is None or bool(mask.all()):
+            return None
+        return mask.bool()
+
+    def calls(self) -> list[block_stream.Call]:
+        """Recorded block calls, one per batch (the prefix must be in memory the first time)."""
+        if self._calls is None:
+            self._calls = block_stream.record_calls(self.model, self.structure, self.batches)
+        return self._calls
+
+    def run(self, unit: Unit, index: int, hidden: Tensor | None) -> Tensor:
+        """Run one unit on one batch and return its output tensor (the hidden state, or the model's output)."""
+        if unit.kind == "whole":
+            return block_stream.output_tensor(self.model.module(**self.batches[index]))
+        if unit.kind == "prefix":
+            return block_stream.run_prefix(self.model, self.structure, self.batches[index])
+        if hidden is None:
+            raise RuntimeError(f"{unit.name} needs the hidden state of the unit before it")
+        call = self.calls()[index]
+        if unit.kind == "block":
+            assert unit.block is not None
+            return block_stream.run_block(self.model, self.structure, unit.block, call, hidden)
+        return block_stream.run_suffix(self.model, self.structure, self.batches[index], hidden)
+
+    def until_stopped(self, unit: Unit, index: int, hidden: Tensor | None) -> None:
+        """Run for the hooks' sake only; a hook may end the pass early."""
+        try:
+            with torch.no_grad():
+                self.run(unit, index, hidden)
+        except StopSweep:
+            pass
+
+
+@contextmanager
+def stop_after(root: nn.Module, path: str, wanted: Callable[[], bool]) -> Iterator[None]:
+    """End a forward pass at the input of module ``path`` once ``wanted()`` is true."""
+
+    def hook(module: nn.Module, args: object) -> None:
+        if wanted():
+            raise StopSweep
+
+    handle = root.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

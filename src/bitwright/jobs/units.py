@@ -1,0 +1,51 @@
+"""The parts that a job works on one at a time: what runs before the blocks, each block, what runs after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitwright.models import Structure, WeightSite
+
+UnitKind = Literal["prefix", "block", "suffix", "whole"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One part of the network.
+
+    ``paths`` are the modules to hold in memory while it is worked on; ``sites`` its weights in call order; ``index``
+    its place among the units.
+    """
+
+    name: str
+    kind: UnitKind
+    index: int
+    paths: tuple[str, ...]
+    sites: tuple[WeightSite, ...]
+    block: int | None = None
+
+    @property
+    def groups(self) -> tuple[tuple[WeightSite, ...], ...]:
+        """Linear and convolution sites that read the same tensor, in call order."""
+        found: dict[int, list[WeightSite]] = {}
+        for site in self.sites:
+            if site.kind != "embedding":
+                found.setdefault(site.shared_input, []).append(site)
+        return tuple(tuple(group) for group in found.values())
+
+
+def split_units(structure: Structure) -> tuple[Unit, ...]:
+    """Cut a network into units; a network without a chain of blocks is one unit."""
+    if not structure.blocks:
+        return (Unit("model", "whole", 0, ("",), structure.sites),)
+    inside = [i for i, site in enumerate(structure.sites) if site.block is not None]
+    first = inside[0] if inside else len(structure.sites)
+    before = tuple(s for i, s in enumerate(structure.sites) if s.block is None and i < first)
+    after = tuple(s for i, s in enumerate(structure.sites) if s.block is None and i > first)
+    units = [Unit("prefix", "prefix", 0, tuple(s.path for s in before), before)]
+    for number, path in enumerate(structure.blocks):
+        sites = tuple(s for s in structure.sites if s.block == number)
+        units.append(Unit(path, "block", len(units), (path,), sites, number))
+    units.append(Unit("suffix", "suffix", len(units), tuple(s.path for s in after), after))
+    return tuple(units)

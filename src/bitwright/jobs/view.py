@@ -1,0 +1,178 @@
+"""The unit as the stages see it: weights by path, pairs, online operations, trial runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.jobs.units import Unit
+from bitwright.models import Structure, WeightSite
+from bitwright.stages.quantizer import Quantizer
+from bitwright.stages.transforms import OnlineOperation
+from bitwright.stages.transforms.base import PairView, ResidualView
+
+
+def flat_weight(module: nn.Module, transposed: bool) -> Tensor:
+    """The weight as ``[out, in]`` (convolutions flattened), ``[rows, dim]`` (embeddings) or ``[dim]`` (norms), fp32."""
+    w = module.get_parameter("weight").detach().float()
+    if w.ndim < 2:
+        return w.clone()
+    if transposed:
+        return w.t().contiguous()
+    return w.reshape(w.shape[0], -1).clone()
+
+
+def shaped_like(module: nn.Module, w: Tensor, transposed: bool) -> Tensor:
+    """``w[out, in]`` in the layout of the module's own weight."""
+    shape = module.get_parameter("weight").shape
+    return w.t() if transposed else w.reshape(shape)
+
+
+@contextmanager
+def swapped_weights(root: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run with other weights (in the modules' own layout); gradients flow into them."""
+    kept: list[tuple[nn.Module, nn.Parameter]] = []
+    try:
+        for path, w in weights.items():
+            module = root.get_submodule(path)
+            parameter = module.get_parameter("weight")
+            kept.append((module, parameter))
+            del module._parameters["weight"]
+            module.weight = w.to(parameter.dtype)
+        yield
+    finally:
+        for module, parameter in kept:
+            del module.weight
+            module.register_parameter("weight", parameter)
+
+
+class UnitView:
+    """Implements :class:`bitwright.stages.transforms.Block` over the modules of one unit.
+
+    Args:
+        root: the whole model, with the unit's modules in memory.
+        stored_dtype: dtype in which a parameter will be written, by parameter name; every write is rounded to it so
+            that what runs here is what will be loaded.
+        quantizers, input_quantizers: what the recipe's rules chose, by path.
+        trial: runs the unit on some float batches (for searches that look at outputs).
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        unit: Unit,
+        structure: Structure,
+        stored_dtype: Callable[[str], torch.dtype],
+        quantizers: Mapping[str, Quantizer],
+        input_quantizers: Mapping[str, Quantizer],
+        trial: Callable[[int | None], list[Tensor]] | None = None,
+    ) -> None:
+        self.root = root
+        self.name = unit.name
+        self.unit = unit
+        self.structure = structure
+        self.stored_dtype = stored_dtype
+        self._quantizers = quantizers
+        self._input_quantizers = input_quantizers
+        self._trial = trial
+        self._sites: dict[str, WeightSite] = {s.path: s for s in structure.sites}
+        self.linears = tuple(s.path for s in unit.sites if s.kind in ("linear", "conv"))
+        self.changed: set[str] = set()
+        self.removed: list[str] = []
+        self.online: dict[str, list[OnlineOperation]] = {}
+        self.cache_online: dict[str, list[OnlineOperation]] = {}
+        self.pairs = tuple(
+            PairView(p.kind, p.source, tuple(p.sinks), p.repeat, p.head_dim)
+            for p in structure.pairs
+            if self._inside(p.source) and all(self._inside(s) for s in p.sinks)
+        )
+        stream = structure.residual
+        self.residual = stream and ResidualView(
+            stream.dim, tuple(stream.embeddings), tuple(stream.norms), tuple(stream.readers), tuple(stream.writers),
+            stream.head, getattr(stream, "centred", False),
+        )  # fmt: skip
+
+    def _inside(self, path: str) -> bool:
+        if self.unit.kind == "whole":
+            return True
+        if self.unit.block is not None:
+            block = self.structure.blocks[self.unit.block]
+            return path == block or path.startswith(block + ".")
+        return not any(path == b or path.startswith(b + ".") for b in self.structure.blocks)
+
+    def _module(self, path: str) -> nn.Module:
+        return self.root.get_submodule(path)
+
+    def _transposed(self, path: str) -> bool:
+        site = self._sites.get(path)
+        return bool(site is not None and getattr(site, "transposed", False))
+
+    def holds(self, path: str) -> bool:
+        """Whether the module lies in this unit and is in memory."""
+        module = self._module(path)
+        return self._inside(path) and not any(p.is_meta for p in module.parameters(recurse=False))
+
+    def weight(self, path: str) -> Tensor:
+        """See the protocol."""
+        return flat_weight(self._module(path), self._transposed(path))
+
+    def bias(self, path: str) -> Tensor | None:
+        """See the protocol."""
+        b = getattr(self._module(path), "bias", None)
+        return None if b is None else b.detach().float().clone()
+
+    def set_weight(self, path: str, w: Tensor) -> None:
+        """See the protocol."""
+        module = self._module(path)
+        name = f"{path}.weight"
+        stored = shaped_like(module, w, self._transposed(path)).to(self.stored_dtype(name))
+        module.get_parameter("weight").data.copy_(stored)
+        self.changed.add(name)
+
+    def set_bias(self, path: str, b: Tensor | None) -> None:
+        """See the protocol."""
+        module = self._module(path)
+        name = f"{path}.bias"
+        if b is None:
+            module.register_parameter("bias", None)
+            return
+        weight = module.get_parameter("weight")
+        stored = b.to(self.stored_dtype(name)).to(weight.dtype)
+        module.register_parameter("bias", nn.Parameter(stored.clone(), requires_grad=False))
+        self.changed.add(name)
+
+    def attribute(self, path: str, name: str) -> Any:
+        """See the protocol."""
+        return getattr(self._module(path), name)
+
+    def remove(self, path: str) -> None:
+        """See the protocol."""
+        parent, _, leaf = path.rpartition(".")
+        setattr(self._module(parent), leaf, nn.Identity())
+        self.removed.append(path)
+        self.changed = {n for n in self.changed if not n.startswith(path + ".")}
+
+    def quantizer(self, path: str) -> Quantizer | None:
+        """See the protocol."""
+        return self._quantizers.get(path)
+
+    def input_quantizer(self, path: str) -> Quantizer | None:
+        """See the protocol."""
+        return self._input_quantizers.get(path)
+
+    def add_online(self, path: str, operation: OnlineOperation) -> None:
+        """See the protocol; the paths ``key`` and ``value`` are the sites of the KV cache."""
+        table = self.cache_online if path in ("key", "value") else self.online
+        table.setdefault(path, []).append(operation)
+
+    def outputs(self, overrides: Mapping[str, Tensor], batches: int | None = None) -> list[Tensor]:
+        """See the protocol."""
+        if self._trial is None:
+            raise RuntimeError(f"{self.name}: this stage looks at outputs, which needs calibration data")
+        shaped = {p: shaped_like(self._module(p), w, self._transposed(p)) for p, w in overrides.items()}
+        with swapped_weights(self.root, shaped), torch.no_grad():
+            return self._trial(batches)
