@@ -56,6 +56,15 @@ class ImageData:
             sha256=_hash(images, labels),
         )
 
+    def draw(self, count: int, generator: torch.Generator) -> ImageData:
+        """Return ``count`` images drawn without replacement, in their order (all where there are fewer)."""
+        if count < 1:
+            raise InputError("a subset needs at least one image; ask for 1 or more")
+        rows = torch.randperm(len(self), generator=generator)[:count].sort().values
+        images, labels = self.images[rows], self.labels[rows]
+        protocol = f"{self.protocol}; {len(rows)} of them drawn by seed"
+        return replace(self, images=images, labels=labels, protocol=protocol, sha256=_hash(images, labels))
+
     def for_module(self, module: nn.Module) -> ImageData:
         """Return the same data with ``input_name`` set to the first argument of the module's ``forward``."""
         return replace(self, input_name=next(iter(inspect.signature(module.forward).parameters)))

@@ -48,8 +48,9 @@ def read_documents(source: Source, separator: str | None = None) -> Documents:
     Args:
         source: a path or several (``.jsonl``: one object a line with ``text`` or ``messages``; anything else is UTF-8
             text), ``zoo`` or ``zoo:heldout`` (the texts of the embedded model), or a list of strings.
-        separator: the line that stands between two documents of a text file. By default ``<|endoftext|>`` where the
-            file holds such a line, otherwise every line is one text and the file is one running text.
+        separator: beginning of the lines that stand between two documents of a text file (they are dropped). By
+            default ``<|endoftext|>`` where such a line is found, ``<doc `` and ``</doc>`` where the file begins with
+            the former (WikiExtractor's form); otherwise the file is one running text and every line one entry.
 
     Raises:
         InputError: if a file is missing, unreadable or empty, or a JSON line has no text.
@@ -89,12 +90,11 @@ def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
         texts = [_json_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     else:
         lines = text.split("\n")
-        if separator is None and END_OF_TEXT in (line.strip() for line in lines):
-            separator = END_OF_TEXT
-        if separator is None:
-            texts, kind = lines, "lines"
+        separators = _separators(lines) if separator is None else (separator,)
+        if separators:
+            texts = _split(lines, separators)
         else:
-            texts = _split(lines, separator)
+            texts, kind = lines, "lines"
     texts = [t.strip() if kind == "documents" else t.rstrip("\r") for t in texts]
     texts = [t for t in texts if t.strip()]
     if not texts:
@@ -102,10 +102,16 @@ def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
     return texts, kind
 
 
-def _split(lines: list[str], separator: str) -> list[str]:
+def _separators(lines: list[str]) -> tuple[str, ...]:
+    if lines[0].startswith("<doc "):
+        return ("<doc ", "</doc>")
+    return (END_OF_TEXT,) if any(line.strip() == END_OF_TEXT for line in lines) else ()
+
+
+def _split(lines: list[str], separators: tuple[str, ...]) -> list[str]:
     documents: list[list[str]] = [[]]
     for line in lines:
-        if line.strip() == separator:
+        if line.startswith(separators):
             documents.append([])
         else:
             documents[-1].append(line)

@@ -15,7 +15,7 @@ from bitwright.evaluation.logits import LogitsFunction, dtype_of, needs_equal_le
 from bitwright.evaluation.metric import Metric, ratio_stderr
 from bitwright.evaluation.reference import CHUNK_BYTES, ReferenceLogits, log_probabilities, scored_rows
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ReferenceLogits:
         data: TokenData,
         memory_bytes: int = 1 << 30,
         folder: Path | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 4096,
     ) -> ReferenceLogits:
         """Run the float model over ``data`` once and keep its log-probabilities.
 
