@@ -25,6 +25,7 @@ def test_json_has_every_key(capsys) -> None:
     assert set(found) == {"format_version", *doctor.Diagnosis.__dataclass_fields__}
     assert found["packages"]["torch"].startswith("2.")
     assert found["cpu"]["cores"] >= 1
+    assert "linear/reference" in found["kernels"]
     assert found["read_bandwidth_bytes_per_second"] == 1.5e10
 
 

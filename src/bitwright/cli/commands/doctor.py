@@ -95,8 +95,10 @@ def extras(wanted: tuple[Requirement, ...]) -> dict[str, Extra]:
 
 
 def registered_kernels() -> tuple[str, ...]:
-    """Kernels in the dispatch table, as ``operation: implementation``."""
-    return ()
+    """Names of the kernels in the default table, ``operation/implementation``."""
+    from bitwright.runtime.kernels.table import TABLE
+
+    return tuple(kernel.name for kernel in TABLE.kernels)
 
 
 def gpus() -> tuple[Gpu, ...]:
