@@ -105,7 +105,8 @@ class IntGrid:
 
     def encode(self, x: Tensor) -> Tensor:
         rounded = x.to(torch.float32).round().clamp_(self.low, self.high)
-        return rounded.sub_(self.low).to(torch.uint8)
+        # The conversion by way of int16 is several times faster than the direct one.
+        return rounded.sub_(self.low).to(torch.int16).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         return codes.to(torch.float32).add_(self.low)

@@ -20,12 +20,12 @@ def group_range(w: Tensor, layout: Layout, absolute: bool) -> tuple[Tensor, Tens
 
     Padding of a short group counts as zeros, which every range holds anyway.
     """
-    g = layout.split(w)
+    # Two plain reductions in float32 are several times faster than aminmax or a maximum norm on the CPU.
+    g = layout.split(w.to(torch.float32))
     if absolute:
-        high = torch.linalg.vector_norm(g, ord=torch.inf, dim=-1).to(torch.float32)
+        high = g.abs().amax(dim=-1)
         return -high, high
-    low, high = torch.aminmax(g, dim=-1)
-    return low.to(torch.float32), high.to(torch.float32)
+    return g.amin(dim=-1), g.amax(dim=-1)
 
 
 def _matrix_range(fmt: Format, w: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
     matrix = x.reshape(-1, x.shape[-1])
     layout = fmt.granularity.layout(tuple(matrix.shape))
     g = layout.split(matrix)
-    low, high = torch.aminmax(g, dim=-1)
+    low, high = g.amin(dim=-1), g.amax(dim=-1)
     raw, zero = fmt.scale_from_range(low, high)
     scale = fmt.store_scale(raw).effective
     rounded = fmt.round(g, scale, fmt.store_zero(zero))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.formats.derived import derived_table
 from bitwright.formats.minifloat import take_levels
+
+_LOOKUP_FROM = 1 << 14
+"""Elements from which the table of upper bits is worth its 64 kB."""
+
+_AMBIGUOUS = 255
 
 
 def middles_below(ordered: Tensor) -> Tensor:
@@ -92,18 +98,40 @@ class TableGrid:
         return torch.tensor(ordered, dtype=torch.float32), torch.tensor([first[v] for v in ordered], dtype=torch.uint8)
 
     def encode(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float32)
+        if x.device.type == "cpu" and x.numel() >= _LOOKUP_FROM and len(self.values) < _AMBIGUOUS:
+            return self._encode_by_lookup(x.contiguous())
+        return self._encode_by_search(x)
+
+    def _encode_by_search(self, x: Tensor) -> Tensor:
         ordered, first = self._ordered()
         middles = middles_below(ordered).to(x.device)
-        place = torch.bucketize(x.to(torch.float32), middles, out_int32=True)
+        place = torch.bucketize(x, middles, out_int32=True)
         if bool((first == torch.arange(len(first), dtype=torch.uint8)).all()):
             return place.to(torch.uint8)
         return first.to(x.device).index_select(0, place.view(-1)).view(x.shape)
+
+    def _encode_by_lookup(self, x: Tensor) -> Tensor:
+        """Return the same codes: the upper 16 bits decide nearly every value, the few others are searched."""
+        key = (x.view(-1).view(torch.int32) >> 16).bitwise_and_(0xFFFF)
+        codes = _codes_of_upper_bits(self).index_select(0, key)
+        open_places = torch.nonzero(codes == _AMBIGUOUS).view(-1)
+        codes[open_places] = self._encode_by_search(x.view(-1)[open_places])
+        return codes.view(x.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         return take_levels(self.levels(), codes)
 
     def round(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+
+@functools.cache
+def _codes_of_upper_bits(grid: TableGrid) -> Tensor:
+    """Return uint8 ``[65536]``: the code of the float32 values with these upper bits, 255 if they have several."""
+    first = torch.arange(1 << 16, dtype=torch.int32) << 16
+    ends = [grid._encode_by_search(bits.view(torch.float32)) for bits in (first, first | 0xFFFF)]
+    return torch.where(ends[0] == ends[1], ends[0], torch.full_like(ends[0], _AMBIGUOUS))
 
 
 def table(values: tuple[float, ...] | list[float]) -> TableGrid:
