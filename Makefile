@@ -12,7 +12,7 @@ PYTEST_OPTIONS ?=
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
 
-.PHONY: help env demo test test-gpu lint format docs claims lock clean
+.PHONY: help env demo test test-gpu lint format docs readme claims lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -47,8 +47,11 @@ format: env  ## mend what ruff can mend by itself
 
 docs: env  ## build the pages of docs/ into docs/_build/html
 	$(BIN)/python docs/generate.py
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d docs/_build/cache -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+readme: env  ## write the table of recipes in README.md afresh
+	$(BIN)/python docs/generate.py --readme
 
 claims: env  ## measure every claim again and write claims/ledger.jsonl
 	$(BIN)/bitwright claims run --all $(ASSETS_OPTION)

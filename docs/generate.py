@@ -1,7 +1,7 @@
 """Write the pages that come from the code: recipes by family, formats, commands, claims, and the README's table.
 
-    python docs/generate.py           write docs/_generated/ and the table in README.md
-    python docs/generate.py --check   exit with 1 if the table in README.md is not up to date
+python docs/generate.py            write docs/_generated/
+python docs/generate.py --readme   write the table of recipes in README.md
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import inspect
 import json
 import re
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -147,25 +146,26 @@ def pages(recipes: tuple[RecipeInfo, ...]) -> dict[str, str]:
     }
 
 
-def main() -> int:
-    """Write everything, or only compare the README under ``--check``."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--check", action="store_true", help="compare README.md only")
-    check = options.parse_args().check
+def with_table(readme: str, recipes: tuple[RecipeInfo, ...]) -> str:
+    """The text of the README with its table of recipes up to date."""
+    return README_TABLE.sub(lambda found: found[1] + readme_table(recipes) + found[2], readme)
+
+
+def main() -> None:
+    """Write the generated pages, or the README's table under ``--readme``."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--readme", action="store_true", help="write the table in README.md instead of the pages")
     recipes = all_recipes()
-    readme = ROOT / "README.md"
-    before = readme.read_text("utf-8")
-    after = README_TABLE.sub(lambda found: found[1] + readme_table(recipes) + found[2], before)
-    if check:
-        return int(before != after)
-    readme.write_text(after, "utf-8")
+    if options.parse_args().readme:
+        readme = ROOT / "README.md"
+        readme.write_text(with_table(readme.read_text("utf-8"), recipes), "utf-8")
+        return
     GENERATED.mkdir(exist_ok=True)
     for old in GENERATED.glob("*.md"):
         old.unlink()
     for name, text in pages(recipes).items():
         (GENERATED / name).write_text(text, "utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
