@@ -80,6 +80,12 @@ class Model:
                 if not current.is_meta:
                     self._place(name, nn.Parameter(torch.empty_like(current, device="meta"), requires_grad=False))
 
+    def read_parameter(self, name: str) -> torch.Tensor:
+        """The values of one parameter in the compute dtype; the module is not changed."""
+        owner = self.names.aliases.get(name, name) if self.names else name
+        current = self.module.get_parameter(owner)
+        return self._read(owner, {}) if current.is_meta else current
+
     @contextmanager
     def unit(self, path: str) -> Iterator[nn.Module]:
         """The submodule ``path``, loaded while the context lasts."""

@@ -1,0 +1,58 @@
+"""How a batch is given to a module, and a tiny example batch made from a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.errors import InputError
+
+EXAMPLE_BATCH = 2
+EXAMPLE_TOKENS = 12
+
+
+def call_module(module: nn.Module, batch: Any) -> Any:
+    """Call ``module`` with a mapping (by name), a tuple or list (by position) or one tensor, without a cache."""
+    extra = {"use_cache": False} if takes(module, "use_cache") else {}
+    if isinstance(batch, Mapping):
+        return module(**{**extra, **batch})
+    if isinstance(batch, tuple | list):
+        return module(*batch, **extra)
+    return module(batch, **extra)
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the module's forward names an argument ``name``."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def example_inputs(module: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A tiny batch that the module accepts, from its config: token ids or random pixels.
+
+    Raises:
+        InputError: when the module has no config that says what it reads.
+    """
+    config: Any = getattr(module, "config", None)
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    generator = torch.Generator().manual_seed(seed)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None)
+    if main == "input_ids" and isinstance(vocabulary, int):
+        low = min(8, vocabulary - 1)
+        shape = (EXAMPLE_BATCH, EXAMPLE_TOKENS)
+        ids = torch.randint(low, vocabulary, shape, generator=generator)
+        batch = {"input_ids": ids}
+        if takes(module, "attention_mask"):
+            batch["attention_mask"] = torch.ones_like(ids)
+        if takes(module, "decoder_input_ids"):
+            batch["decoder_input_ids"] = torch.randint(low, vocabulary, shape, generator=generator)
+        return batch
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if main == "pixel_values" and isinstance(channels, int) and size is not None:
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {main: torch.randn(EXAMPLE_BATCH, channels, int(height), int(width), generator=generator)}
+    raise InputError("the model does not say what it reads; give a small example batch (a tensor, tuple or mapping)")

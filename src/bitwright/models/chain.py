@@ -1,0 +1,166 @@
+"""Find the chain of blocks in a recorded run.
+
+A chain is a row of module calls in which one call's output is the next one's first argument and nothing else that
+depends on the stream crosses the cut (a residual, a mask made before the first block or per-layer tables may). So each
+block can be run alone from its recorded arguments. Of all chains the one is taken that spares the most memory: weights
+in the chain less the largest block; among equals the finer one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitwright.models.record import ModuleCall, Run
+
+_EMBEDDING_OPS = frozenset({"embedding", "embedding_bag"})
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Calls of the blocks, in order, and why other candidates were dropped."""
+
+    calls: tuple[ModuleCall, ...]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Module paths of the blocks."""
+        return tuple(call.path for call in self.calls)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    call: ModuleCall
+    entry: int
+    result: int
+    weights: int
+    foreign: frozenset[int]
+
+
+def find_chain(module: nn.Module, run: Run) -> Chain:
+    """The chain of blocks of a recorded run; empty where no module can be cut out."""
+    candidates = _candidates(module, run)
+    by_entry: dict[int, list[_Candidate]] = {}
+    for candidate in candidates:
+        by_entry.setdefault(candidate.entry, []).append(candidate)
+    best: tuple[int, int, list[_Candidate]] = (-1, 0, [])
+    inside: set[int] = set()
+    for start in candidates:
+        if start.call.index in inside:
+            continue  # a part of a chain that began earlier
+        chain = _trim(_closed_chain(start, candidates, by_entry, run))
+        inside.update(item.call.index for item in chain)
+        weights = [item.weights for item in chain]
+        score = (sum(weights) - max(weights, default=0), len(chain))
+        if chain and score > best[:2]:
+            best = (*score, chain)
+    return Chain(tuple(item.call for item in best[2]))
+
+
+def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:
+    counts: dict[str, int] = {}
+    for call in run.calls:
+        counts[call.path] = counts.get(call.path, 0) + 1
+    result = []
+    for call in run.calls:
+        hidden, output = call.hidden, call.result
+        if counts[call.path] != 1 or not call.path or hidden is None or output is None or call.exit < 0:
+            continue
+        if len(hidden.shape) != len(output.shape) or not any(True for _ in module.get_submodule(call.path).children()):
+            continue
+        weights = 0
+        produced: set[int] = set()
+        read: set[int] = set()
+        counted: set[str] = set()
+        for op in run.ops[call.enter : call.exit]:
+            read.update(ref.key for _, ref in op.inputs)
+            produced.update(ref.key for ref in op.outputs)
+            if op.name in _EMBEDDING_OPS:
+                continue
+            for (slot, name), (_, ref) in ((p, i) for p in op.parameters for i in op.inputs if i[0] == p[0]):
+                if len(ref.shape) >= 2 and name not in counted and slot is not None:
+                    counted.add(name)
+                    weights += _count(ref.shape)
+        if not weights or output.key == hidden.key:
+            continue
+        given = {ref.key for _, ref in call.inputs}
+        foreign = frozenset(key for key in read if key not in run.constants and (key in given or key not in produced))
+        if any(key in run.producer and key not in given and run.producer[key] < call.enter for key in foreign):
+            continue  # it reads a computed tensor that is not among its arguments, so it cannot be run alone
+        result.append(_Candidate(call, hidden.key, output.key, weights, foreign))
+    return result
+
+
+def _closed_chain(
+    start: _Candidate, candidates: list[_Candidate], by_entry: dict[int, list[_Candidate]], run: Run
+) -> list[_Candidate]:
+    """The longest chain from ``start`` in which no block reads what an earlier block made on the side."""
+    stream = downstream(start.entry, start.call.enter, run)
+    allowed = [c for c in candidates if c is start or not (c.foreign & stream) - {c.entry}]
+    while True:
+        chain = _longest_from(start, allowed, by_entry)
+        made: set[int] = set()
+        for item in chain:
+            if (item.foreign - {item.entry}) & made:
+                allowed = [other for other in allowed if other is not item]
+                break
+            inner = run.ops[item.call.enter : item.call.exit]
+            made.update({ref.key for op in inner for ref in op.outputs} - item.foreign)
+        else:
+            return chain
+
+
+def _longest_from(
+    start: _Candidate, allowed: list[_Candidate], by_entry: dict[int, list[_Candidate]]
+) -> list[_Candidate]:
+    """The heaviest (then longest) chain of ``allowed`` calls that begins with ``start``."""
+    best: dict[int, tuple[int, int, _Candidate | None]] = {}
+    for candidate in sorted(allowed, key=lambda item: -item.call.index):
+        if candidate.call.index < start.call.index:
+            break
+        tail: tuple[int, int, _Candidate | None] = (0, 0, None)
+        for following in by_entry.get(candidate.result, ()):
+            known = best.get(following.call.index)
+            if known is not None and following.call.enter >= candidate.call.exit and known[:2] > tail[:2]:
+                tail = (known[0], known[1], following)
+        best[candidate.call.index] = (candidate.weights + tail[0], 1 + tail[1], tail[2])
+    chain: list[_Candidate] = []
+    current: _Candidate | None = start
+    while current is not None:
+        chain.append(current)
+        current = best[current.call.index][2]
+    return chain
+
+
+def downstream(key: int, begin: int, run: Run) -> set[int]:
+    """Every value that depends on ``key`` through operations from number ``begin`` on, itself included."""
+    reached = {key}
+    for op in run.ops[begin:]:
+        if any(ref.key in reached for _, ref in op.inputs):
+            reached.update(ref.key for ref in op.outputs)
+    return reached
+
+
+def _trim(chain: list[_Candidate]) -> list[_Candidate]:
+    """Drop modules at the ends of a token chain that change the width (a projection, a prediction head)."""
+
+    def changes(item: _Candidate) -> bool:
+        hidden, output = item.call.hidden, item.call.result
+        assert hidden is not None
+        assert output is not None
+        return len(hidden.shape) <= 3 and hidden.shape[-1] != output.shape[-1]
+
+    while len(chain) > 1 and changes(chain[-1]):
+        chain = chain[:-1]
+    while len(chain) > 1 and changes(chain[0]):
+        chain = chain[1:]
+    return chain
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

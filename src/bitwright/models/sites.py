@@ -1,0 +1,194 @@
+"""Find every weight that enters a product: linear, convolution or embedding, by the operation that used it.
+
+A weight is linear because the run multiplied by it (or, where the run did not reach it, because its module alone
+computes x·Wᵀ + b on random inputs), never because of a class name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from bitwright.models.chain import downstream
+from bitwright.models.model import Model
+from bitwright.models.record import ModuleCall, Op, Ref, Run, Slot
+from bitwright.models.structure import WeightSite
+
+# operation -> (kind, slot of the data, slot of the weight, slot of the bias, weight is used as [in, out])
+_PRODUCTS: dict[str, tuple[str, int, int, int, bool]] = {
+    "linear": ("linear", 0, 1, 2, False),
+    "addmm": ("linear", 1, 2, 0, True),
+    "matmul": ("linear", 0, 1, -1, True),
+    "__matmul__": ("linear", 0, 1, -1, True),
+    "mm": ("linear", 0, 1, -1, True),
+    "conv1d": ("conv", 0, 1, 2, False),
+    "conv2d": ("conv", 0, 1, 2, False),
+    "conv3d": ("conv", 0, 1, 2, False),
+    "embedding": ("embedding", 0, 1, -1, False),
+    "embedding_bag": ("embedding", 0, 1, -1, False),
+}
+_COPIES = frozenset({"to", "float", "type", "type_as", "contiguous", "clone", "detach", "half", "bfloat16", "double"})
+_KEYWORDS = {"input": 0, "weight": 1, "bias": 2}
+PROBE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Use:
+    """A site together with the operation that used it and the values it read and made."""
+
+    site: WeightSite
+    op: int
+    entry: Ref
+    result: Ref
+
+
+def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...]:
+    """Every weight product of a recorded run, in call order, one per weight (roles of heads are not set yet)."""
+    origins = _origins(run)
+    owners = {id(p): name for name, p in model.module.named_parameters()}
+    found: dict[str, Use] = {}
+    inputs: dict[int, int] = {}
+    for op in run.ops:
+        if op.name not in _PRODUCTS or not op.outputs:
+            continue
+        use = _use_of(op, model.module, run, origins, owners, blocks)
+        if use is not None and use.site.name not in found:
+            number = inputs.setdefault(use.entry.key, len(inputs))
+            found[use.site.name] = replace(use, site=replace(use.site, shared_input=number))
+    return tuple(found.values())
+
+
+def mark_head(run: Run, uses: tuple[Use, ...], last: ModuleCall | None) -> tuple[Use, ...]:
+    """Give the role ``head`` to the last linear behind the last block, if all outputs of the stream pass it."""
+    begin = last.exit if last is not None else 0
+    linears = [use for use in uses if use.site.kind == "linear" and use.site.role == "outside" and use.op >= begin]
+    if not linears:
+        return uses
+    head = linears[-1]
+    behind = downstream(head.result.key, head.op, run)
+    leaving = last.result if last is not None else None
+    stream = downstream(leaving.key if leaving is not None else head.entry.key, begin, run)
+    outputs = [ref.key for ref in run.outputs if ref.floating]
+    if not any(key in behind for key in outputs) or any(key in stream and key not in behind for key in outputs):
+        return uses
+    return tuple(replace(u, site=replace(u.site, role="head")) if u is head else u for u in uses)
+
+
+def unseen_sites(model: Model, known: set[str], blocks: tuple[str, ...]) -> list[WeightSite]:
+    """Linear weights that the run did not reach (experts without tokens), proved by probing their modules alone."""
+    result = []
+    for path, module in model.module.named_modules():
+        direct = dict(module.named_parameters(recurse=False))
+        matrices = [name for name, p in direct.items() if p.dim() == 2]
+        if len(matrices) != 1 or next(module.children(), None) is not None:
+            continue
+        name = f"{path}.{matrices[0]}" if path else matrices[0]
+        if name in known:
+            continue
+        with model.unit(path) as unit:
+            shape = _probe(unit, matrices[0])
+        if shape is not None:
+            block = block_of(path, blocks)
+            role = "outside" if block is None else "block"
+            transposed = shape != tuple(direct[matrices[0]].shape)
+            bias = next((f"{path}.{other}" for other, p in direct.items() if p.dim() == 1), None)
+            result.append(
+                WeightSite(
+                    path, matrices[0], "linear", role, block, shape, -1, transposed=transposed, bias=bias, seen=False
+                )
+            )
+    return result
+
+
+def block_of(path: str, blocks: tuple[str, ...]) -> int | None:
+    """Number of the block that holds module ``path``."""
+    return next((i for i, block in enumerate(blocks) if path == block or path.startswith(f"{block}.")), None)
+
+
+def _origins(run: Run) -> dict[int, str]:
+    """Values that are a parameter or a plain copy of one."""
+    origins = dict(run.constants)
+    for op in run.ops:
+        if op.name in _COPIES and op.inputs and op.inputs[0][1].key in origins and op.outputs:
+            origins.setdefault(op.outputs[0].key, origins[op.inputs[0][1].key])
+    return origins
+
+
+def _use_of(
+    op: Op, module: nn.Module, run: Run, origins: dict[int, str], owners: dict[int, str], blocks: tuple[str, ...]
+) -> Use | None:
+    kind, data, weight, bias, as_input_output = _PRODUCTS[op.name]
+    slots: dict[Slot, Ref] = {}
+    for slot, tensor in op.inputs:
+        slots.setdefault(_KEYWORDS.get(slot, slot) if isinstance(slot, str) else slot, tensor)
+    entry, matrix = slots.get(data), slots.get(weight)
+    if entry is None or matrix is None or origins.get(matrix.key) is None or entry.key in run.constants:
+        return None
+    if len(matrix.shape) < 2 or (kind == "linear" and len(matrix.shape) != 2):
+        return None
+    parameter = module.get_parameter(origins[matrix.key]) if origins[matrix.key] in set(owners.values()) else None
+    if parameter is None:
+        return None
+    path, name = _owner(module, op.scope, parameter, origins[matrix.key])
+    flipped = kind == "linear" and matrix.stride[0] < matrix.stride[1] and 1 not in matrix.shape
+    used = tuple(matrix.shape) if kind != "linear" or not as_input_output else tuple(reversed(matrix.shape))
+    shape = (used[0], _product(used[1:]))
+    block = block_of(path, blocks)
+    role = "embedding" if kind == "embedding" else "outside" if block is None else "block"
+    bias_ref = slots.get(bias)
+    bias_name = origins.get(bias_ref.key) if bias_ref is not None else None
+    tied = origins[matrix.key] if origins[matrix.key] != (f"{path}.{name}" if path else name) else None
+    groups = entry.shape[1] // used[1] if kind == "conv" and len(entry.shape) == len(used) else 1
+    site = WeightSite(
+        path, name, kind, role, block, shape, -1, tied, as_input_output != flipped, _whole(op, path, entry, run),
+        bias_name, groups,
+    )  # fmt: skip
+    return Use(site, op.index, entry, op.outputs[0])
+
+
+def _owner(module: nn.Module, scope: str, parameter: nn.Parameter, name: str) -> tuple[str, str]:
+    """The module that used the weight if it holds it itself, else the one that the parameter's name says."""
+    for own, value in module.get_submodule(scope).named_parameters(recurse=False):
+        if value is parameter:
+            return scope, own
+    path, _, leaf = name.rpartition(".")
+    return path, leaf
+
+
+def _whole(op: Op, path: str, entry: Ref, run: Run) -> bool:
+    """Whether the module's call is this product and nothing else."""
+    for call in run.calls_of(path):
+        if call.enter <= op.index < call.exit:
+            given = [ref.key for _, ref in call.inputs]
+            made = [ref.key for ref in call.outputs]
+            return given == [entry.key] and made == [op.outputs[0].key]
+    return False
+
+
+def _probe(module: nn.Module, parameter: str) -> tuple[int, int] | None:
+    """(out, in) if the module alone computes x·Wᵀ + b (either orientation of W) on random inputs, else None."""
+    weight = module.get_parameter(parameter).detach()
+    generator = torch.Generator().manual_seed(0)
+    for matrix in (weight, weight.T):
+        x = torch.randn(3, matrix.shape[1], generator=generator).to(weight.dtype)
+        try:
+            with torch.no_grad():
+                y, origin = module(x), module(torch.zeros_like(x))
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
+            continue
+        if not isinstance(y, torch.Tensor) or y.shape != (3, matrix.shape[0]):
+            continue
+        expected = x @ matrix.T
+        size = float(expected.abs().max()) or 1.0
+        if float((y - origin - expected).abs().max()) <= PROBE_TOLERANCE * size:
+            return matrix.shape[0], matrix.shape[1]
+    return None
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
