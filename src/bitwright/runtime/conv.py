@@ -1,0 +1,127 @@
+"""Two-dimensional convolutions on packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitwright.formats import Format, QuantizedTensor
+from bitwright.runtime.activation import ActivationQuantizer
+from bitwright.runtime.dispatch import Table
+from bitwright.runtime.geometry import ConvGeometry
+from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.module import QuantModule
+from bitwright.stages.transforms import OnlineOperation
+
+
+class QuantConv2d(QuantModule):
+    """A convolution of ``x[batch, channels, height, width]`` with a weight stored as ``[out, in / groups * kh * kw]``.
+
+    Or, where only the input is quantized, with a float parameter ``weight[out, in / groups, kh, kw]``.
+    """
+
+    op = "conv2d"
+
+    def __init__(
+        self,
+        weight: Mapping[str, Tensor] | None,
+        meta: Mapping[str, Any] | None,
+        shape: tuple[int, int],
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        *,
+        input_format: Format | None = None,
+        input_scale: Tensor | None = None,
+        input_zero: Tensor | None = None,
+        online: Sequence[OnlineOperation] = (),
+        cache_weights: bool = False,
+        table: Table = TABLE,
+    ) -> None:
+        self.geometry = geometry
+        super().__init__(
+            weight,
+            meta,
+            shape,
+            bias,
+            input_format=input_format,
+            input_scale=input_scale,
+            input_zero=input_zero,
+            online=online,
+            cache_weights=cache_weights,
+            table=table,
+        )
+
+    @classmethod
+    def from_quantized(
+        cls,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        *,
+        input: ActivationQuantizer | None = None,  # noqa: A002
+        online: Sequence[OnlineOperation] = (),
+        cache_weights: bool = False,
+        table: Table = TABLE,
+    ) -> QuantConv2d:
+        """Make the module of a flattened quantized weight; ``geometry`` is ``ConvGeometry.of(float module)``."""
+        tensors, meta = weight.to_tensors()
+        return cls(
+            tensors,
+            meta,
+            weight.shape,
+            bias,
+            geometry,
+            input_format=None if input is None else input.format,
+            input_scale=None if input is None else input.scale,
+            input_zero=None if input is None else input.zero,
+            online=online,
+            cache_weights=cache_weights,
+            table=table,
+        )
+
+    @classmethod
+    def from_float(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        *,
+        input: ActivationQuantizer | None = None,  # noqa: A002
+        online: Sequence[OnlineOperation] = (),
+        table: Table = TABLE,
+    ) -> QuantConv2d:
+        """Make a module whose input alone is quantized; ``weight`` is ``[out, in / groups, kh, kw]``."""
+        made = cls(
+            None,
+            None,
+            (weight.shape[0], weight[0].numel()),
+            bias,
+            geometry,
+            input_format=None if input is None else input.format,
+            input_scale=None if input is None else input.scale,
+            input_zero=None if input is None else input.zero,
+            online=online,
+            table=table,
+        )
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        return made
+
+    def input_features(self) -> int:
+        """Input channels (the weight's columns cover one group's kernel windows)."""
+        height, width = self.geometry.kernel_size
+        return self.shape[1] // (height * width) * self.geometry.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[batch, out, height', width']`` in the dtype of x."""
+        if self.online:
+            x = self.prepare_input(x.movedim(-3, -1)).movedim(-1, -3)
+        quantizer = self.quantizer()
+        if self.weight_meta is None:
+            flat = self.weight.to(x.dtype).flatten(1)
+            return self.geometry.convolve(self.geometry.quantized(x, quantizer), flat, self.bias)
+        rows = x.numel() // max(x.shape[-3], 1)
+        choice, prepared = self.kernel_for(x, x.dtype, rows)
+        y: Tensor = choice.kernel.run(x, prepared, self.bias, quantizer, self.geometry)
+        return y

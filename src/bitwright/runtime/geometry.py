@@ -1,0 +1,79 @@
+"""What a convolution needs beside its weight: kernel size, stride, padding, dilation, groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitwright.errors import InputError
+from bitwright.runtime.activation import ActivationQuantizer
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The attributes of a two-dimensional convolution; ``padding`` is a pair or ``same`` / ``valid``."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def of(cls, source: nn.Conv2d) -> ConvGeometry:
+        """Read the attributes of a float convolution."""
+        return cls(
+            kernel_size=_pair(source.kernel_size),
+            stride=_pair(source.stride),
+            padding=source.padding if isinstance(source.padding, str) else _pair(source.padding),
+            dilation=_pair(source.dilation),
+            groups=source.groups,
+            padding_mode=source.padding_mode,
+        )
+
+    def quantized(self, x: Tensor, quantizer: ActivationQuantizer | None) -> Tensor:
+        """Round ``x[batch, channels, height, width]`` with the channels as features: a token is one position."""
+        if quantizer is None:
+            return x
+        return quantizer(x.movedim(1, -1)).movedim(-1, 1)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with a flattened float weight ``[out, in / groups * kh * kw]``.
+
+        Raises:
+            InputError: if the channels of ``x`` do not belong to the weight.
+        """
+        height, width = self.kernel_size
+        channels = weight.shape[1] // (height * width) * self.groups
+        if x.shape[-3] != channels:
+            raise InputError(f"the convolution takes {channels} channels, not {x.shape[-3]}; check its input")
+        full = weight.view(weight.shape[0], -1, height, width)
+        bias = None if bias is None else bias.to(x.dtype)
+        padding: tuple[int, int] | str = self.padding
+        if self.padding_mode != "zeros":
+            x = functional.pad(x, self._border(), mode=self.padding_mode)
+            padding = (0, 0)
+        return functional.conv2d(x, full, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _border(self) -> list[int]:
+        """Widths ``[left, right, top, bottom]`` of a border that is not of zeros."""
+        if self.padding == "valid":
+            return [0, 0, 0, 0]
+        border: list[int] = []
+        for axis in (1, 0):
+            if isinstance(self.padding, str):  # "same": what a dilated kernel hangs over, more on the far side
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                border += [total // 2, total - total // 2]
+            else:
+                border += [self.padding[axis]] * 2
+        return border
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

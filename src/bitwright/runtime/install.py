@@ -1,0 +1,227 @@
+"""Put quantized modules into a model, as a manifest says: on loaded models and on skeletons without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.runtime.activation import is_static, static_size
+from bitwright.runtime.conv import QuantConv2d
+from bitwright.runtime.dispatch import Table
+from bitwright.runtime.embedding import QuantEmbedding
+from bitwright.runtime.geometry import ConvGeometry
+from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.linear import QuantLinear
+from bitwright.runtime.manifest import Manifest, ModuleEntry
+from bitwright.runtime.module import QuantModule, buffer_name
+
+
+def install(
+    model: nn.Module,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    cache_weights: bool = False,
+    table: Table = TABLE,
+) -> nn.Module:
+    """Replace the modules of ``manifest`` in place and return the model.
+
+    Args:
+        model: the float network, in memory or on the meta device.
+        manifest: from :func:`bitwright.runtime.manifest.read_manifest`.
+        tensors: the checkpoint's tensors by full name, ``<path>.weight_codes`` and so on; tensors on the meta device
+            make a skeleton that is filled later (``load_state_dict(..., assign=True)``).
+        cache_weights: let modules keep one dequantized copy of their weight: fast on small models, large on others.
+        table: kernels to choose from.
+
+    Raises:
+        InputError: if a path is not in the model, or tensors are missing or do not fit.
+    """
+    for path in manifest.removed:
+        _replace(model, path, nn.Identity())
+    made: dict[str, QuantModule] = {}
+    for path, entry in manifest.modules.items():
+        source = _submodule(model, path)
+        if entry.tied_to is None:
+            made[path] = _make(path, entry, source, tensors, cache_weights, table)
+    for path, entry in manifest.modules.items():
+        if entry.tied_to is not None:
+            made[path] = _tied(path, entry, model, made, tensors, cache_weights, table)
+    for path, module in made.items():
+        module.train(_submodule(model, path).training)
+        _replace(model, path, module)
+    return model
+
+
+def _make(
+    path: str, entry: ModuleEntry, source: nn.Module, tensors: Mapping[str, Tensor], cache_weights: bool, table: Table
+) -> QuantModule:
+    weight = None if entry.weight is None else packed_tensors(path, entry.weight, tensors)
+    shape = _shape(path, entry, source)
+    bias = _bias(path, entry, source, tensors)
+    scale = zero = None
+    if entry.input is not None and is_static(entry.input):
+        scale = _required(f"{path}.input_scale", tensors)
+        zero = _required(f"{path}.input_zero", tensors) if entry.input.asymmetric else None
+        if scale.numel() not in (1, static_size(entry.input, shape[1])):
+            raise InputError(f"{path}.input_scale has {scale.numel()} values; quantize again")
+    if entry.kind == "embedding":
+        return _embedding(path, entry, source, weight, shape, cache_weights, table)
+    made: QuantModule
+    if entry.kind == "conv":
+        if not isinstance(source, nn.Conv2d):
+            raise InputError(f"{path} is a {type(source).__name__}; only Conv2d modules can run as convolutions")
+        made = QuantConv2d(
+            weight, entry.weight, shape, bias, ConvGeometry.of(source),
+            input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
+            cache_weights=cache_weights, table=table,
+        )  # fmt: skip
+    else:
+        made = QuantLinear(
+            weight, entry.weight, shape, bias,
+            input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
+            cache_weights=cache_weights, table=table,
+        )  # fmt: skip
+        made.transposed = entry.transposed
+    if entry.weight is None:
+        name = f"{path}.weight"
+        made.weight = nn.Parameter(tensors[name] if name in tensors else _weight_of(path, source), requires_grad=False)
+    return made
+
+
+def _embedding(
+    path: str,
+    entry: ModuleEntry,
+    source: nn.Module,
+    weight: dict[str, Tensor] | None,
+    shape: tuple[int, int],
+    cache_weights: bool,
+    table: Table,
+) -> QuantEmbedding:
+    if entry.weight is None or weight is None or entry.input is not None or entry.online:
+        raise InputError(f"the embedding {path} can only have a quantized weight; quantize again")
+    dtype = _weight_of(path, source).dtype
+    return QuantEmbedding(weight, entry.weight, shape, dtype=dtype, cache_weights=cache_weights, table=table)
+
+
+def _tied(
+    path: str,
+    entry: ModuleEntry,
+    model: nn.Module,
+    made: Mapping[str, QuantModule],
+    tensors: Mapping[str, Tensor],
+    cache_weights: bool,
+    table: Table,
+) -> QuantModule:
+    """A module that shares the packed weight of another one."""
+    owner = made.get(entry.tied_to or "")
+    if owner is None or owner.weight_meta is None:
+        raise InputError(f"{path} is tied to {entry.tied_to}, which has no quantized weight; quantize again")
+    if entry.kind == "conv":
+        raise InputError(f"the convolution {path} cannot share a weight; quantize again")
+    source = _submodule(model, path)
+    shared = {f"{path}.{buffer_name(key)}": owner.get_buffer(buffer_name(key)) for key in owner.weight_keys}
+    whole = ModuleEntry(
+        entry.kind, owner.weight_meta, entry.input, entry.online, entry.bias, entry.transposed, entry.tied_to
+    )
+    return _make(path, whole, source, {**tensors, **shared}, cache_weights, table)
+
+
+def packed_tensors(path: str, meta: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the packed tensors of a module's weight by their keys in ``QuantizedTensor.to_tensors``.
+
+    Raises:
+        InputError: if one is missing.
+    """
+    found: dict[str, Tensor] = {}
+    for key, required in weight_keys(meta):
+        name = f"{path}.{buffer_name(key)}"
+        if name in tensors:
+            found[key] = tensors[name]
+        elif required:
+            raise InputError(f"the checkpoint lacks the tensor {name}; quantize again")
+    return found
+
+
+def weight_keys(meta: Mapping[str, object]) -> list[tuple[str, bool]]:
+    """Keys that the terms of ``meta`` may have, and whether each must be there."""
+    coded = [
+        ("codes", True), ("scale", False), ("scale_outer", False), ("scale_offset", False), ("zero", False),
+        ("codebook", False),
+    ]  # fmt: skip
+    keys: list[tuple[str, bool]] = []
+    terms = meta.get("terms")
+    for term in terms if isinstance(terms, list | tuple) else ():
+        prefix, kind = str(term.get("prefix", "")), term.get("kind")
+        if kind == "codes":
+            keys += [(prefix + name, required) for name, required in coded]
+        elif kind == "sparse":
+            keys += [(prefix + name, True) for name in ("indptr", "indices", "values")]
+        elif kind == "lowrank":
+            for side in ("left", "right"):
+                if term.get(side) == "float":
+                    keys.append((prefix + side, True))
+                else:
+                    keys += [(f"{prefix}{side}.{name}", required) for name, required in coded]
+    return keys
+
+
+def _shape(path: str, entry: ModuleEntry, source: nn.Module) -> tuple[int, int]:
+    """``(out, in)``: from the metadata, checked against the float module where that still has its weight."""
+    weight = _weight_of(path, source)
+    if weight.dim() == 2 and entry.transposed:
+        expected = (weight.shape[1], weight.shape[0])
+    else:
+        expected = (weight.shape[0], weight[0].numel() if weight.shape[0] else 0)
+    if entry.weight is None:
+        return expected
+    stored = entry.weight.get("shape")
+    if not isinstance(stored, list | tuple) or tuple(stored) != expected:
+        raise InputError(f"{path} is {expected} in the network and {stored} in the checkpoint; the config does not fit")
+    return expected
+
+
+def _bias(path: str, entry: ModuleEntry, source: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    if not entry.bias:
+        return None
+    name = f"{path}.bias"
+    if name in tensors:
+        bias = tensors[name]
+        weight = _weight_of(path, source)
+        # A skeleton is filled later; what is there now takes the dtype of the module it replaces.
+        return bias.to(weight.dtype) if bias.is_floating_point() else bias
+    present = getattr(source, "bias", None)
+    if not isinstance(present, Tensor):
+        raise InputError(f"the checkpoint lacks the tensor {name}; quantize again")
+    return present.detach()
+
+
+def _required(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"the checkpoint lacks the tensor {name}; quantize again")
+    return tensors[name]
+
+
+def _weight_of(path: str, source: nn.Module) -> Tensor:
+    weight = getattr(source, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        raise InputError(f"{path} is a {type(source).__name__} without a weight; the manifest does not fit the network")
+    return weight.detach()
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise InputError(f"the network has no module {path}; the manifest does not fit it") from error
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    _submodule(model, path)
+    if not path:
+        raise InputError("the whole network cannot be one quantized module; wrap it in a container")
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -1,0 +1,1 @@
+"""Implementations of the conv2d operation; each file defines ``KERNEL``."""

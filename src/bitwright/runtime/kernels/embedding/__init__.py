@@ -1,0 +1,1 @@
+"""Implementations of the embedding operation; each file defines ``KERNEL``."""

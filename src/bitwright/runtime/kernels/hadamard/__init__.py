@@ -1,0 +1,1 @@
+"""Implementations of the hadamard operation; each file defines ``KERNEL``."""

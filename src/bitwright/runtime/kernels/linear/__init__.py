@@ -1,0 +1,1 @@
+"""Implementations of the linear operation; each file defines ``KERNEL``."""

@@ -1,0 +1,25 @@
+"""The default table: every kernel is listed here, by hand, and nowhere else."""
+
+from __future__ import annotations
+
+from bitwright.runtime.dispatch import Table
+from bitwright.runtime.kernels.conv2d import dense as conv2d_dense
+from bitwright.runtime.kernels.conv2d import reference as conv2d_reference
+from bitwright.runtime.kernels.embedding import dense as embedding_dense
+from bitwright.runtime.kernels.embedding import reference as embedding_reference
+from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
+from bitwright.runtime.kernels.linear import dense as linear_dense
+from bitwright.runtime.kernels.linear import reference as linear_reference
+
+TABLE = Table(
+    (
+        linear_dense.KERNEL,
+        linear_reference.KERNEL,
+        conv2d_dense.KERNEL,
+        conv2d_reference.KERNEL,
+        embedding_dense.KERNEL,
+        embedding_reference.KERNEL,
+        hadamard_reference.KERNEL,
+    )
+)
+"""Kernels of this installation. To try others, pass ``TABLE.with_kernels(...)`` where a table is taken."""

@@ -1,0 +1,148 @@
+"""The manifest of a native checkpoint: what config.json says about every quantized module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitwright.errors import InputError, nearest_key
+from bitwright.formats import Format, parse
+from bitwright.runtime.online import online_operations
+from bitwright.stages.transforms import OnlineOperation
+
+QUANT_METHOD = "bitwright"
+FORMAT_VERSION = 1
+KINDS = ("linear", "conv", "embedding")
+
+_KEYS = {
+    "quant_method", "format_version", "recipe", "bitwright_version", "modules", "removed", "kv_cache",
+}  # fmt: skip
+_MODULE_KEYS = {"kind", "transposed", "weight", "input", "online", "bias", "tied_to"}
+_CACHE_KEYS = {"key", "value", "window"}
+_SIDE_KEYS = {"format", "online"}
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """One quantized module: kind, metadata of its weight (``None``: float), input format, online operations, bias.
+
+    ``tied_to`` names a module whose packed weight this one shares (a head tied to a quantized embedding); then no
+    tensors of the weight are stored for it.
+    """
+
+    kind: str
+    weight: Mapping[str, Any] | None
+    input: Format | None
+    online: tuple[OnlineOperation, ...]
+    bias: bool
+    transposed: bool = False
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheSide:
+    """How the keys or the values of a cache are stored."""
+
+    format: Format
+    online: tuple[OnlineOperation, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """The quantized key-value cache of a checkpoint; the last ``window`` tokens stay float."""
+
+    key: CacheSide | None
+    value: CacheSide | None
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The checked manifest."""
+
+    modules: Mapping[str, ModuleEntry]
+    removed: tuple[str, ...] = ()
+    kv_cache: CacheManifest | None = None
+    recipe: str = ""
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def read_manifest(raw: Mapping[str, Any]) -> Manifest:
+    """Check a ``quantization_config`` and return it as values.
+
+    Raises:
+        InputError: for a foreign or newer manifest, unknown keys, formats or operations.
+    """
+    _known(raw, _KEYS, "quantization_config")
+    if raw.get("quant_method") != QUANT_METHOD:
+        method = raw.get("quant_method")
+        raise InputError(f"the checkpoint was made by {method!r}, not by bitwright; use its own loader")
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"the checkpoint has format_version {version!r}, this version reads {FORMAT_VERSION}; update")
+    modules = raw.get("modules") or {}
+    removed = raw.get("removed") or ()
+    if not isinstance(modules, Mapping) or not all(isinstance(path, str) for path in removed):
+        raise InputError("the checkpoint's manifest is damaged (modules or removed); quantize again")
+    return Manifest(
+        modules={str(path): _module(str(path), entry) for path, entry in modules.items()},
+        removed=tuple(removed),
+        kv_cache=read_cache(raw.get("kv_cache")),
+        recipe=str(raw.get("recipe", "")),
+        raw=dict(raw),
+    )
+
+
+def read_cache(raw: Mapping[str, Any] | None) -> CacheManifest | None:
+    """Check the ``kv_cache`` part of a manifest (``None`` stays ``None``).
+
+    Raises:
+        InputError: for unknown keys, formats or operations, or a negative window.
+    """
+    if raw is None:
+        return None
+    _known(raw, _CACHE_KEYS, "kv_cache")
+    window = raw.get("window", 0)
+    if not isinstance(window, int) or window < 0:
+        raise InputError(f"kv_cache.window must be a number of tokens, not {window!r}")
+    return CacheManifest(_side(raw.get("key"), "key"), _side(raw.get("value"), "value"), window)
+
+
+def _side(raw: Mapping[str, Any] | None, name: str) -> CacheSide | None:
+    if raw is None:
+        return None
+    _known(raw, _SIDE_KEYS, f"kv_cache.{name}")
+    return CacheSide(parse(str(raw.get("format"))), online_operations(raw.get("online")))
+
+
+def _module(path: str, raw: Any) -> ModuleEntry:
+    if not isinstance(raw, Mapping):
+        raise InputError(f"the manifest's entry of {path} is no object; quantize again")
+    _known(raw, _MODULE_KEYS, f"modules[{path}]")
+    kind = str(raw.get("kind"))
+    if kind not in KINDS:
+        raise InputError(f"{path} has the unknown kind {kind!r}; {nearest_key(kind, KINDS)}")
+    given = raw.get("input")
+    if given is not None:
+        _known(given, {"format"}, f"modules[{path}].input")
+    weight, tied_to = raw.get("weight"), raw.get("tied_to")
+    if weight is not None and not isinstance(weight, Mapping):
+        raise InputError(f"the metadata of {path}'s weight is damaged; quantize again")
+    if weight is None and given is None and not raw.get("online") and tied_to is None:
+        raise InputError(f"the manifest's entry of {path} quantizes nothing; quantize again")
+    return ModuleEntry(
+        kind=kind,
+        weight=weight,
+        input=None if given is None else parse(str(given.get("format"))),
+        online=online_operations(raw.get("online")),
+        bias=bool(raw.get("bias", False)),
+        transposed=bool(raw.get("transposed", False)),
+        tied_to=None if tied_to is None else str(tied_to),
+    )
+
+
+def _known(raw: Mapping[str, Any], valid: set[str], where: str) -> None:
+    for key in raw:
+        if key not in valid:
+            raise InputError(f"unknown key {key!r} in {where}; {nearest_key(str(key), valid)}")

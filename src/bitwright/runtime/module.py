@@ -1,0 +1,275 @@
+"""What the quantized modules share: packed buffers that keep their types, the input's quantizer, the chosen kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.formats import CodebookGrid, Format, IntGrid, QuantizedTensor, parse
+from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
+from bitwright.runtime.dispatch import Choice, Request, Table
+from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.online import run_online
+from bitwright.runtime.weight import PackedWeight
+from bitwright.stages.transforms import OnlineOperation
+
+
+@dataclass(frozen=True)
+class Served:
+    """Which kernel serves a module, and why."""
+
+    path: str
+    kernel: str
+    why: str
+    passed_over: tuple[tuple[str, str], ...]
+
+
+class QuantModule(nn.Module):
+    """Base of :class:`QuantLinear`, :class:`QuantConv2d` and :class:`QuantEmbedding`.
+
+    The packed tensors of the weight are buffers named ``weight_<key>`` (dots become underscores), static input
+    parameters ``input_scale`` and ``input_zero``. Moving to another device moves them; changing the dtype of the
+    model (``model.half()``) leaves their types alone, because a rounded scale would be another model.
+    """
+
+    op = ""
+    input_scale: Tensor | None
+    input_zero: Tensor | None
+    weight: Tensor
+
+    def __init__(
+        self,
+        weight: Mapping[str, Tensor] | None,
+        meta: Mapping[str, Any] | None,
+        shape: tuple[int, int],
+        bias: Tensor | None = None,
+        *,
+        input_format: Format | None = None,
+        input_scale: Tensor | None = None,
+        input_zero: Tensor | None = None,
+        online: Sequence[OnlineOperation] = (),
+        cache_weights: bool = False,
+        table: Table = TABLE,
+    ) -> None:
+        """Take packed tensors (by their keys in ``QuantizedTensor.to_tensors``) and their ``meta``.
+
+        ``weight`` and ``meta`` may be ``None`` in a module that quantizes its input only; it then holds a float
+        parameter ``weight``, which the subclass makes.
+
+        Raises:
+            InputError: if the parts do not fit together.
+        """
+        super().__init__()
+        self.shape = shape
+        self.weight_meta = None if meta is None else dict(meta)
+        self.weight_keys = tuple(weight or ())
+        for key, tensor in (weight or {}).items():
+            self.register_buffer(buffer_name(key), tensor)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.input_format = input_format
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("input_zero", input_zero)
+        self.online = tuple(online)
+        self.cache_weights = cache_weights
+        self.table = table
+        self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
+        if input_format is not None:
+            self._check_input(input_format)
+
+    # -- what it holds ------------------------------------------------------------------------------------------
+
+    def packed(self) -> PackedWeight | None:
+        """The packed weight, or ``None`` where the weight is float."""
+        if self.weight_meta is None:
+            return None
+        tensors = {key: self.get_buffer(buffer_name(key)) for key in self.weight_keys}
+        return PackedWeight(tensors, self.weight_meta, self.shape, normal_form(self.weight_meta), self._format_text())
+
+    def quantized(self) -> QuantizedTensor | None:
+        """The weight as a quantized tensor, or ``None`` where it is float."""
+        packed = self.packed()
+        return None if packed is None else packed.unpack()
+
+    def quantizer(self) -> ActivationQuantizer | None:
+        """The input's quantizer, or ``None``."""
+        if self.input_format is None:
+            return None
+        return ActivationQuantizer(self.input_format, self.input_scale, self.input_zero)
+
+    def meta(self) -> dict[str, Any]:
+        """The module's entry of a checkpoint's manifest."""
+        return {
+            "kind": {"linear": "linear", "conv2d": "conv", "embedding": "embedding"}[self.op],
+            "transposed": bool(getattr(self, "transposed", False)),
+            "weight": self.weight_meta,
+            "input": None if self.input_format is None else {"format": str(self.input_format)},
+            "online": [{"kind": o.kind, "options": dict(o.options)} for o in self.online],
+            "bias": self.bias is not None,
+        }
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Tensors to write into a checkpoint, by name relative to the module."""
+        return dict(self.state_dict())
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight ``[out, in]`` as floats."""
+        packed = self.packed()
+        if packed is None:
+            return self.get_parameter("weight").to(dtype)
+        return packed.dequantize(dtype)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def request(self, dtype: torch.dtype, rows: int | None, device: torch.device) -> Request:
+        """What this module asks of a kernel."""
+        meta = self.weight_meta
+        return Request(
+            op=self.op,
+            form="float" if meta is None else normal_form(meta),
+            device=device.type,
+            dtype=dtype,
+            shape=self.shape,
+            format=self._format_text(),
+            rows=rows,
+            input=None if self.input_format is None else str(self.input_format),
+            keep_dense=self.cache_weights,
+        )
+
+    def served(self, dtype: torch.dtype = torch.float32, rows: int | None = None) -> Choice:
+        """The kernel that serves inputs of this dtype and number of tokens.
+
+        Raises:
+            UnsupportedError: if none does.
+        """
+        return self.table.choose(self.request(dtype, rows, self._device()))
+
+    def prepare_input(self, x: Tensor) -> Tensor:
+        """Run the online operations, in order."""
+        return run_online(x, self.online, self.table)
+
+    def kernel_for(self, x: Tensor, dtype: torch.dtype, rows: int) -> tuple[Choice, Any]:
+        """The kernel for this call and its prepared weight; prepared once per kernel and dtype.
+
+        Kernels are told ``rows`` rounded up to a power of two, so that there are few choices to remember.
+        """
+        rows = 1 << max(rows - 1, 0).bit_length()
+        key = (x.device.type, dtype, rows)
+        found = self._served.get(key)
+        if found is None:
+            choice = self.table.choose(self.request(dtype, rows, x.device))
+            found = choice, self._prepared(choice, dtype)
+            self._served[key] = found
+        return found
+
+    def _prepared(self, choice: Choice, dtype: torch.dtype) -> Any:
+        for (_, other_dtype, _), (other, prepared) in self._served.items():
+            if other.kernel.name == choice.kernel.name and other_dtype == dtype:
+                return prepared
+        packed = self.packed()
+        assert packed is not None
+        return choice.kernel.prepare(packed, dtype)
+
+    def forget_prepared(self) -> None:
+        """Drop what kernels prepared; it is made again at the next call."""
+        self._served.clear()
+
+    # -- moving, loading ----------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.forget_prepared()
+        kept = {name: self._buffers.pop(name) for name in tuple(self._buffers) if self._keeps_type(name)}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            for name, tensor in kept.items():
+                self._buffers[name] = None if tensor is None else _moved(tensor, fn)
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.forget_prepared()
+        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+
+    def _keeps_type(self, name: str) -> bool:
+        return name.startswith(("weight_", "input_"))
+
+    def _device(self) -> torch.device:
+        for tensor in (*self.buffers(), *self.parameters()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def _format_text(self) -> str:
+        return "" if self.weight_meta is None else first_format(self.weight_meta)
+
+    def _check_input(self, fmt: Format) -> None:
+        features = self.input_features()
+        if not is_static(fmt):
+            if self.input_scale is not None:
+                raise InputError(f"the input format '{fmt}' measures its range; drop the stored scale")
+            return
+        sizes = {1, features}
+        if self.input_scale is None:
+            raise InputError(f"the input format '{fmt}' needs a stored scale of {static_size(fmt, features)} value(s)")
+        if self.input_scale.numel() not in sizes:
+            raise InputError(f"{self.input_scale.numel()} input scales do not fit {features} channels")
+
+    def input_features(self) -> int:
+        """Channels of the input."""
+        return self.shape[1]
+
+    def extra_repr(self) -> str:
+        """Shape, weight and input format."""
+        fmt = self._format_text() or "float"
+        text = f"{self.shape[1]} -> {self.shape[0]}, weight={fmt!r}, bias={self.bias is not None}"
+        if self.input_format is not None:
+            text += f", input={str(self.input_format)!r}"
+        if self.online:
+            text += f", online={[o.kind for o in self.online]}"
+        return text
+
+
+def buffer_name(key: str) -> str:
+    """Name of the buffer (and of the tensor in a file) of a key of ``QuantizedTensor.to_tensors``."""
+    return "weight_" + key.replace(".", "_")
+
+
+def first_format(meta: Mapping[str, Any]) -> str:
+    """Text of the format of the first coded term."""
+    return next((str(term["format"]) for term in meta["terms"] if term["kind"] == "codes"), "")
+
+
+def normal_form(meta: Mapping[str, Any]) -> str:
+    """``affine``, ``table``, ``codebook``, ``affine+sparse`` ..., read off the metadata without the tensors."""
+    kinds = []
+    for term in meta["terms"]:
+        kind = str(term["kind"])
+        if kind == "codes":
+            grid = parse(str(term["format"])).grid
+            kind = "codebook" if isinstance(grid, CodebookGrid) else "affine" if isinstance(grid, IntGrid) else "table"
+        kinds.append(kind)
+    return "+".join(kinds)
+
+
+def describe(model: nn.Module, dtype: torch.dtype = torch.float32, rows: int | None = None) -> tuple[Served, ...]:
+    """Say which kernel serves every quantized module under ``model`` for inputs of ``dtype`` and ``rows`` tokens.
+
+    Raises:
+        UnsupportedError: if some module has no kernel.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, QuantModule) and module.weight_meta is not None:
+            choice = module.served(dtype, rows)
+            found.append(Served(path, choice.kernel.name, choice.why, choice.passed_over))
+    return tuple(found)
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a move to the bytes of a tensor, so that a change of dtype cannot reach it."""
+    flat = tensor.reshape(1) if tensor.dim() == 0 else tensor
+    moved = fn(flat.contiguous().view(torch.uint8)).view(tensor.dtype)
+    return moved.reshape(tensor.shape)

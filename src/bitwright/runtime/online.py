@@ -1,0 +1,50 @@
+"""Operations that a module runs on its input before quantizing it: a table of kinds, run through the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bitwright.errors import InputError, nearest_key
+from bitwright.runtime.dispatch import Request, Table
+from bitwright.stages.transforms import OnlineOperation
+
+# Kind -> names of its options.
+KINDS: dict[str, tuple[str, ...]] = {"hadamard": ("size", "seed")}
+
+
+def online_operation(entry: Mapping[str, Any]) -> OnlineOperation:
+    """Read one ``{"kind": ..., "options": {...}}`` of a manifest.
+
+    Raises:
+        InputError: for an unknown kind or option, naming the nearest valid one.
+    """
+    kind = str(entry.get("kind"))
+    if kind not in KINDS:
+        raise InputError(f"unknown online operation {kind!r}; {nearest_key(kind, KINDS)}")
+    options = dict(entry.get("options") or {})
+    for name in options:
+        if name not in KINDS[kind]:
+            raise InputError(f"unknown option {name!r} of {kind}; {nearest_key(name, KINDS[kind])}")
+    missing = [name for name in KINDS[kind] if name not in options]
+    if missing:
+        raise InputError(f"the online operation {kind} lacks {', '.join(missing)}; the checkpoint is incomplete")
+    return OnlineOperation(kind, tuple((name, int(options[name])) for name in KINDS[kind]))
+
+
+def online_operations(entries: Iterable[Mapping[str, Any]] | None) -> tuple[OnlineOperation, ...]:
+    """Read the ``online`` list of a manifest."""
+    return tuple(online_operation(entry) for entry in entries or ())
+
+
+def run_online(x: Tensor, operations: Sequence[OnlineOperation], table: Table, inverse: bool = False) -> Tensor:
+    """Run operations on the last axis of ``x`` in order; ``inverse`` undoes them in reverse order."""
+    for operation in reversed(operations) if inverse else operations:
+        if operation.kind not in KINDS:
+            raise InputError(f"unknown online operation {operation.kind!r}; {nearest_key(operation.kind, KINDS)}")
+        size, seed = int(operation.option("size")), int(operation.option("seed"))
+        request = Request(operation.kind, "", x.device.type, x.dtype, (size,))
+        x = table.choose(request).kernel.run(x, size, seed, inverse)
+    return x
