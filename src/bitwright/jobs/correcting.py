@@ -13,7 +13,7 @@ from bitwright.jobs.sweep import output_hooks
 from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.units import Unit
 from bitwright.jobs.view import UnitView
-from bitwright.runtime.install import install_module
+from bitwright.jobs.installing import install_module
 from bitwright.stages.corrections.base import Correction
 
 if TYPE_CHECKING:

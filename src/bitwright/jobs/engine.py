@@ -30,8 +30,9 @@ from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
-from bitwright.runtime.install import install_module
-from bitwright.runtime.online import apply_online
+from bitwright.jobs.installing import forget_float, install_module
+from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.online import run_online
 from bitwright.stages.quantizer import Quantizer, WeightContext
 from bitwright.stages.solve import quantize_weight
 from bitwright.stages.transforms import OnlineOperation, TransformReport
@@ -107,6 +108,7 @@ class Engine:
             self._static_ranges(unit, result)
             self._changed(view, result)
             self._advance(unit, after)
+            forget_float(self.model.module, list(result.modules))
         result.seconds = time.perf_counter() - started
         return result
 
@@ -128,6 +130,7 @@ class Engine:
             for module_result in result.modules.values():
                 install_module(self.model.module, module_result, cache_weights=True)
             self._advance(unit, after)
+            forget_float(self.model.module, list(result.modules))
 
     def _view(self, unit: Unit) -> UnitView:
         weights = {p: c.weight for p, c in self.choices.items() if c.weight is not None}
@@ -359,7 +362,7 @@ def install_online(root: torch.nn.Module, path: str, operations: Sequence[Online
     if getattr(module, "_bitwright_online", None) is not None:
         module._bitwright_online.remove()
     kept = tuple(operations)
-    handle = module.register_forward_pre_hook(lambda _, args: (apply_online(args[0], kept), *args[1:]))
+    handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, TABLE), *args[1:]))
     module._bitwright_online = handle
 
 

@@ -15,7 +15,7 @@ from bitwright.jobs.runner import stop_after
 from bitwright.jobs.sweep import StopSweep, input_hooks
 from bitwright.jobs.units import Unit
 from bitwright.jobs.view import UnitView, shaped_like, swapped_weights
-from bitwright.runtime.install import install_module
+from bitwright.jobs.installing import install_module
 from bitwright.stages.learn.base import Learn, LearnTask
 
 if TYPE_CHECKING:

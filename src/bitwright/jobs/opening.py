@@ -79,7 +79,7 @@ def open_job(job: Job) -> Opened:
     model = open_model(job.model, stream=folder)
     batches = make_batches(job.data, job.batch_size)
     example = job.example or (one_row(batches[0]) if batches else None)
-    structure = discover(model, example, prove=bool(job.recipe.transforms))
+    structure = discover(model, example)
     choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
         raise InputError(

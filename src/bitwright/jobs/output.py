@@ -34,7 +34,9 @@ class Output:
         self.folder = folder
         self.model = model
         self.units = units
-        self.shapes = {s.name: s for s in structure.sites}
+        # Taken now: modules of a model in memory are replaced as the job proceeds.
+        self._state: dict[str, Tensor] = {} if model.checkpoint is not None else dict(model.module.state_dict())
+        self._layouts = self._source()
         self.assigned = self._assign(structure)
         self.weight_map: dict[str, str] = {}
         self.total_bytes = 0
@@ -43,10 +45,7 @@ class Output:
         checkpoint = self.model.checkpoint
         if checkpoint is not None:
             return {k: TensorLayout(i.dtype, i.shape) for k, i in checkpoint.tensors.items()}
-        return {k: layout_of(v) for k, v in self._state().items()}
-
-    def _state(self) -> dict[str, Tensor]:
-        return {k: v for k, v in self.model.module.state_dict().items()}
+        return {k: layout_of(v) for k, v in self._state.items()}
 
     def _assign(self, structure: Structure) -> dict[str, int]:
         """Source key to unit index."""
@@ -56,7 +55,7 @@ class Output:
                 owners[path] = unit.index
         last = self.units[-1].index
         found = {}
-        for key in self._source():
+        for key in self._layouts:
             name = self._parameter(key) or key
             parts = name.split(".")
             prefixes = [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
@@ -85,8 +84,7 @@ class Output:
         for module in result.modules.values():
             coded.update(module.tensors())
         dropped = {f"{p}.weight" for p, m in result.modules.items() if m.weight is not None}
-        state = self._state() if self.model.checkpoint is None else {}
-        for key, layout in self._source().items():
+        for key, layout in self._layouts.items():
             if self.assigned[key] != unit.index:
                 continue
             name = self._parameter(key) or key
@@ -102,7 +100,7 @@ class Output:
             elif self.model.checkpoint is not None:
                 yield key, RawTensor(layout, [self.model.checkpoint.raw(key)])
             else:
-                yield key, state[key]
+                yield key, self._state[key]
         yield from coded.items()
 
     def _count(self, file: str, tensors: Mapping[str, Tensor | RawTensor]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bitwright.jobs.sweep import StopSweep
 from bitwright.jobs.units import Unit
 from bitwright.models import Model, Structure
-from bitwright.models import stream as block_stream
+from bitwright.models.discover import block_stream
+from bitwright.models.stream import BatchCalls, logits_of
 
 Batch = dict[str, Tensor]
 
@@ -26,9 +27,9 @@ class Runner:
 
     def __init__(self, model: Model, structure: Structure, batches: Sequence[Batch]) -> None:
         self.model = model
-        self.structure = structure
+        self.stream = block_stream(model, structure)
         self.batches = batches
-        self._calls: list[block_stream.Call] | None = None
+        self._calls: dict[int, BatchCalls] = {}
 
     @property
     def count(self) -> int:
@@ -42,25 +43,28 @@ class Runner:
             return None
         return mask.bool()
 
-    def calls(self) -> list[block_stream.Call]:
-        """Recorded block calls, one per batch (the prefix must be in memory the first time)."""
-        if self._calls is None:
-            self._calls = block_stream.record_calls(self.model, self.structure, self.batches)
-        return self._calls
+    def calls(self, index: int) -> BatchCalls:
+        """Recorded block calls of a batch."""
+        if index not in self._calls:
+            calls = self.stream.prefix_inputs([self.batches[index]])[0]
+            # The streams hold the hidden states; a second copy here would double them.
+            self._calls[index] = replace(calls, hidden=calls.hidden.new_empty(0))
+        return self._calls[index]
 
     def run(self, unit: Unit, index: int, hidden: Tensor | None) -> Tensor:
         """Run one unit on one batch and return its output tensor (the hidden state, or the model's output)."""
         if unit.kind == "whole":
-            return block_stream.output_tensor(self.model.module(**self.batches[index]))
+            return logits_of(self.model.module(**self.batches[index]))
         if unit.kind == "prefix":
-            return block_stream.run_prefix(self.model, self.structure, self.batches[index])
+            # Run anew every time: the prefix may have been quantized since the calls were recorded.
+            return self.stream.prefix_inputs([self.batches[index]])[0].hidden
         if hidden is None:
             raise RuntimeError(f"{unit.name} needs the hidden state of the unit before it")
-        call = self.calls()[index]
+        calls = self.calls(index)
         if unit.kind == "block":
             assert unit.block is not None
-            return block_stream.run_block(self.model, self.structure, unit.block, call, hidden)
-        return block_stream.run_suffix(self.model, self.structure, self.batches[index], hidden)
+            return self.stream.run_block(unit.block, calls, hidden)
+        return logits_of(self.stream.run_suffix(calls, hidden))
 
     def until_stopped(self, unit: Unit, index: int, hidden: Tensor | None) -> None:
         """Run for the hooks' sake only; a hook may end the pass early."""

@@ -1,0 +1,110 @@
+"""Verification after the work: reload from disk, compare with the original and with the memory result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.jobs.run import JobResult
+from bitwright.jobs.runner import Batch
+from bitwright.models import Checkpoint
+from bitwright.models.stream import logits_of
+from bitwright.runtime.load import load
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared.
+
+    ``reload_difference`` is the largest absolute difference of outputs between the model in memory and the one that
+    was read back, over the largest absolute output; ``bad_tensors`` hold NaN or Inf or scales of zero;
+    ``lost_tensors`` are source tensors that the output does not account for.
+    """
+
+    ok: bool
+    reload_difference: float | None
+    bad_tensors: tuple[str, ...]
+    lost_tensors: tuple[str, ...]
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+
+def verify(folder: Path, result: JobResult, batches: Sequence[Batch], tolerance: float = 1e-4) -> Verification:
+    """Check a finished folder against the job that wrote it.
+
+    ``batches`` are a few inputs to run; where the working model was streamed, its blocks were let go and only the
+    file is run (its outputs must be finite).
+    """
+    checkpoint = Checkpoint.open(folder)
+    bad = tuple(name for name in checkpoint.tensors if not _sound(name, checkpoint.load(name)))
+    lost = lost_tensors(result, checkpoint)
+    difference = None
+    if batches:
+        skeleton = result.extra.get("float_module")
+        loaded = load(folder, skeleton) if skeleton is not None else load(folder)
+        reference = result.extra.get("module")
+        difference = outputs_difference(loaded, reference, batches)
+    ok = not bad and not lost and (difference is None or difference <= tolerance)
+    return Verification(ok, difference, bad, lost, _text(ok, difference, bad, lost, tolerance))
+
+
+def outputs_difference(loaded: nn.Module, reference: nn.Module | None, batches: Sequence[Batch]) -> float:
+    """Largest difference of outputs over the largest output; infinite where an output is not finite."""
+    worst = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            y = logits_of(loaded(**batch)).float()
+            if not bool(torch.isfinite(y).all()):
+                return float("inf")
+            if reference is not None:
+                z = logits_of(reference(**batch)).float()
+                worst = max(worst, float((y - z).abs().max() / z.abs().max().clamp_min(1e-30)))
+    return worst
+
+
+def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Source tensors of which the output has neither a copy nor a coded form."""
+    source = result.opened.model.checkpoint
+    if source is None:
+        return ()
+    names = result.opened.model.names
+    coded = {f"{p}.weight" for p in result.coded}
+    removed = tuple(f"{p}." for p in result.manifest["removed"])
+    missing = []
+    for key in source.tensors:
+        name = (names.parameter(key) if names is not None else key) or key
+        if key not in checkpoint.tensors and name not in coded and not name.startswith(removed or ("\0",)):
+            missing.append(key)
+    return tuple(missing)
+
+
+def _sound(name: str, value: Tensor) -> bool:
+    if not value.is_floating_point() or value.dtype.itemsize == 1:
+        return True
+    if not bool(torch.isfinite(value).all()):
+        return False
+    return not name.endswith("_scale") or bool((value != 0).all())
+
+
+def _text(
+    ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float
+) -> str:
+    if ok:
+        compared = "" if difference is None else f"; outputs after reloading differ by {difference:.1e} of the largest"
+        return f"every tensor is finite and accounted for{compared}"
+    parts = []
+    if bad:
+        parts.append(f"{len(bad)} tensors hold NaN, Inf or zero scales, e.g. {bad[0]}")
+    if lost:
+        parts.append(f"{len(lost)} source tensors are missing, e.g. {lost[0]}")
+    if difference is not None and difference > tolerance:
+        parts.append(f"outputs after reloading differ by {difference:.1e} of the largest (allowed {tolerance:g})")
+    return "; ".join(parts)
