@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM
 
 # Tests are examples that must not change between runs; new ones are looked for by hand (--hypothesis-profile=search).
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
@@ -17,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--assets", type=Path, default=None, help="folder of real models and data; what it lacks is skipped"
     )
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +44,52 @@ def assets(request: pytest.FixtureRequest) -> Path:
     return folder.resolve()
 
 
+@pytest.fixture(scope="session")
+def toy_llama() -> LlamaForCausalLM:
+    """A random Llama that runs in milliseconds: hidden 64, two layers, grouped queries, vocabulary 128.
+
+    It is shared by all tests of a worker: copy it (``copy.deepcopy``) before changing it.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        # Fresh linears are small enough to make every logit equal; wider ones give predictions that differ.
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+            elif "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def toy_tokens() -> torch.Tensor:
+    """Random token ids for the toy Llama, int64 ``[8, 32]``; every sequence begins with token 1."""
+    import torch
+
+    ids = torch.randint(3, 128, (8, 32), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 1
+    return ids
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slow") and not item.config.getoption("--run-slow"):
+        pytest.skip("slow: run with --run-slow")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -190,17 +190,16 @@ def _embedded(name: str) -> Asset:
     from bitwright import zoo  # reads a model card: only when it is asked for
 
     if name == "zoo":
-        figure = Figure("perplexity", zoo.float_figure("lm"), 0.01)
-        return LmAsset(name, zoo.path("lm"), "zoo", "zoo", figure)
-    figure = Figure("top-1 %", zoo.float_figure("digits"), 0.5)
-    return ImageAsset(name, zoo.path("digits"), "zoo", (), (), figure, "zoo")
+        figure = Figure("perplexity", float(zoo.card("lm")["eval_tokens"]["perplexity"]), 0.01)
+        return LmAsset(name, zoo.lm_path(), "zoo", "zoo", figure)
+    figure = Figure("top-1 %", 100 * float(zoo.card("digits")["accuracy"]["test"]), 0.3)
+    return ImageAsset(name, zoo.digits_path(), "zoo", (), (), figure, "zoo")
 
 
 def _zoo_network() -> nn.Module:
     from bitwright import zoo  # builds a network: only when it is asked for
 
-    network: nn.Module = zoo.digits_network()
-    return network
+    return zoo.load_digits_model()
 
 
 def _bare_weights(module: nn.Module, path: Path) -> nn.Module:

@@ -110,7 +110,7 @@ def plant_outliers(
         raise InputError(f"an outlier factor of {factor} is not a positive number; use a power of two such as 32")
     if units and run is None:
         raise InputError("token outliers need example data to find selective units; give run")
-    pairs = tuple(getattr(structure, "pairs", structure))
+    pairs = tuple(structure) if isinstance(structure, Iterable) else tuple(structure.pairs)
     before = _output(module, run)
     norms, linears = [], []
     for pair in pairs:

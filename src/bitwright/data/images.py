@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -118,11 +119,11 @@ def read_images(path: Path | str, mean: Sequence[float], std: Sequence[float], c
     return image_data(pixels, labels, mean, std, path.name)
 
 
-def zoo_digits(split: str = "test") -> ImageData:
-    """Return the embedded digits (8 x 8, one channel) of ``train`` or ``test``, normalised for the embedded CNN."""
+def zoo_digits(split: Literal["train", "test"] = "test") -> ImageData:
+    """Return the digits (8 x 8, one channel) of ``train`` or ``test``, values from 0 to 1 as the zoo's CNN takes them."""
     from bitwright import zoo  # needs scikit-learn: only when it is asked for
 
-    images, labels = zoo.digits(split)
+    images, labels = zoo.digits_data(split)
     protocol = f"scikit-learn digits, {split} split of the zoo, {len(images)} images of 8 x 8"
     return ImageData(images.float(), labels.long(), f"zoo digits {split}", protocol, _hash(images, labels))
 

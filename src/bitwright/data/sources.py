@@ -56,7 +56,7 @@ def read_documents(source: Source, separator: str | None = None) -> Documents:
         InputError: if a file is missing, unreadable or empty, or a JSON line has no text.
     """
     if isinstance(source, str) and source.split(":")[0] == "zoo":
-        return _zoo_documents(source)
+        return zoo_documents(source)
     if isinstance(source, str | Path):
         return _read_files([Path(source)], separator)
     if source and all(isinstance(s, Path) for s in source):
@@ -132,16 +132,25 @@ def _json_text(path: Path, number: int, line: str) -> str:
     raise InputError(f'{path}, line {number} has neither "text" nor "messages" with string contents; add one of them')
 
 
-def _zoo_documents(source: str) -> Documents:
+def zoo_documents(source: str = "zoo", seed: int = 0, count: int = 64) -> Documents:
+    """Return the embedded model's texts: ``zoo`` (``count`` source files drawn by ``seed``) or ``zoo:heldout`` (all).
+
+    Raises:
+        InputError: for another name, or where this installation has none of the held-out files.
+    """
     from bitwright import zoo  # the zoo reads the standard library's text: only when it is asked for
 
     wanted = source.partition(":")[2] or "calibration"
     if wanted == "heldout":
-        texts = tuple(zoo.heldout_texts())
+        texts = tuple(text for _, text in zoo.heldout_texts())
     elif wanted == "calibration":
-        texts = tuple(zoo.calibration_texts(0, 512))
+        texts = tuple(text[:ZOO_CHARACTERS] for text in zoo.calibration_texts(seed, count))
     else:
         raise InputError(f"{source!r} is no text of the zoo; use 'zoo' (calibration) or 'zoo:heldout'")
+    if not texts:
+        raise InputError(
+            "none of the zoo's held-out files is installed in its listed version; evaluate on 'zoo' instead"
+        )
     return Documents(texts, source, "documents", _hash(texts))
 
 
