@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from bitwright.data.seeds import stream
-from bitwright.data.sources import Documents, Source, read_documents, read_ids
+from bitwright.data.sources import Documents, Source, read_documents, read_ids, zoo_documents
 from bitwright.data.tokenizing import Tokenizer, begin_tokens, check_length, encode
 from bitwright.data.tokens import TokenData, token_data
 from bitwright.errors import InputError
@@ -54,6 +54,8 @@ def calibration(
         return _from_ids(Path(source), sequences, length, seed, events)
     if tokenizer is None:
         raise InputError("text cannot be tokenised without a tokenizer; give one, or a file of token ids")
+    if isinstance(source, str) and source == "zoo":
+        source = zoo_documents(source, seed, max(8, sequences // 2))
     documents = source if isinstance(source, Documents) else read_documents(source, separator)
     rows = _packed(tokenizer, documents, length) if joining == "pack" else _cut(tokenizer, documents, length)
     rows = _draw(rows, sequences, seed, documents.source, events)

@@ -120,7 +120,7 @@ def read_images(path: Path | str, mean: Sequence[float], std: Sequence[float], c
 
 
 def zoo_digits(split: Literal["train", "test"] = "test") -> ImageData:
-    """Return the digits (8 x 8, one channel) of ``train`` or ``test``, values from 0 to 1 as the zoo's CNN takes them."""
+    """Return the digits (8 x 8, one channel) of ``train`` or ``test``, values from 0 to 1, for the zoo's CNN."""
     from bitwright import zoo  # needs scikit-learn: only when it is asked for
 
     images, labels = zoo.digits_data(split)

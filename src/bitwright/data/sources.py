@@ -21,6 +21,7 @@ from bitwright.errors import InputError
 Source = str | Path | Sequence[str] | Sequence[Path]
 Kind = Literal["lines", "documents"]
 
+ZOO_CHARACTERS = 32_768  # of one source file, so that no file dominates
 END_OF_TEXT = "<|endoftext|>"  # the marker of most published story and web corpora
 
 
