@@ -160,10 +160,13 @@ def power_of_two(biased: Tensor) -> Tensor:
 def exponent_byte(values: Tensor, shift: int, rounding: int = 0) -> Tensor:
     """Return int32 ``floor(log2(values)) + 127 - shift`` in 0..254, read off the bits of positive float32 values.
 
-    ``rounding`` is added to the bits first: ``1 << 22`` rounds to the nearest power of two.
+    ``rounding`` is added to the bits first: ``1 << 22`` rounds to the nearest power of two, ``(1 << 23) - 1`` up.
     """
-    bits = values.to(torch.float32).contiguous().view(torch.int32) + rounding
-    return ((bits >> 23) - shift).clamp(0, 254)
+    bits = values.to(torch.float32).contiguous().view(torch.int32)
+    # Below 2^-126 there is no hidden bit: the octave above 2^-127 is half as wide.
+    half = rounding >> 1
+    carry = (bits >= 1 << 23).to(torch.int32) * (rounding - half) + half
+    return ((bits + carry >> 23) - shift).clamp(0, 254)
 
 
 def store(form: ScaleFormat, scale: Tensor, step_exponent: int, outer: Tensor | None = None) -> Scale:
@@ -173,13 +176,13 @@ def store(form: ScaleFormat, scale: Tensor, step_exponent: int, outer: Tensor | 
     ``outer`` is what :func:`fit_outer` gives for all scales of the tensor; it is fitted here when it is not given.
 
     Raises:
-        InputError: a scale beyond the range of fp16.
+        InputError: a scale beyond the range of its type.
     """
     scale = scale.to(torch.float32)
     if form.storage == "none":
         return Scale(scale.new_empty(0), torch.ones_like(scale))
     if form.storage == "e8m0":
-        byte = exponent_byte(scale, step_exponent, rounding=1 << 22)
+        byte = exponent_byte(scale * 2.0**-step_exponent, 0, rounding=1 << 22)
         return Scale(byte.to(torch.uint8), power_of_two(byte) * 2.0**step_exponent)
     if form.storage == "e4m3":
         whole = fit_outer(form, scale) if outer is None else outer.to(torch.float32).reshape(1)
@@ -196,12 +199,12 @@ def store(form: ScaleFormat, scale: Tensor, step_exponent: int, outer: Tensor | 
 
 def _store_float(scale: Tensor, storage: str) -> Scale:
     dtype = FLOAT_STORAGE[storage]
-    limits = torch.finfo(dtype)
-    stored = scale.to(dtype)
+    if storage == "fp16":
+        # The coarse scales below the normal range are rounded up: rounded down they would clip the largest values.
+        scale = torch.where(scale < 2.0**-14, (scale * 2.0**24).ceil() * 2.0**-24, scale)
+    stored = scale.clamp(min=SMALLEST_SCALE).to(dtype)
     if not bool(torch.isfinite(stored).all()):
         raise InputError(f"a scale of {float(scale.max()):.3g} does not fit {storage}; use scale=bf16 or scale=fp32")
-    smallest = limits.smallest_normal if storage != "fp16" else 2.0**-24
-    stored = stored.clamp(min=smallest)
     return Scale(stored, stored.to(torch.float32))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -180,13 +181,17 @@ def parse(text: str) -> Format:
     return Format(grid, granularity, scale, zero, time)
 
 
+@functools.cache
+def _named_formats() -> dict[Format, str]:
+    return {parse(meaning): name for name, meaning in NAMED.items()}
+
+
 def format_text(fmt: Format) -> str:
     """Return the canonical text: a name where one fits, defaults left out."""
     tail = " dynamic" if fmt.time == "dynamic" else ""
-    plain = Format(fmt.grid, fmt.granularity, fmt.scale, fmt.zero)
-    for name, meaning in NAMED.items():
-        if parse(meaning) == plain:
-            return name + tail
+    name = _named_formats().get(Format(fmt.grid, fmt.granularity, fmt.scale, fmt.zero))
+    if name is not None:
+        return name + tail
     grid = fmt.grid
     asymmetric = fmt.zero is not None and isinstance(grid, IntGrid)
     words = [f"int{grid.bits}" if asymmetric else grid.text, fmt.granularity.text]
