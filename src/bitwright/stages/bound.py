@@ -1,7 +1,7 @@
 """A quantizer bound to one weight: the only thing that a rounding rule talks to.
 
 A solver never knows the format. It opens a span of columns when its sweep enters it (the groups are fitted to the
-weights as they then are), rounds tiles of columns, and takes the codes at the end.
+weights as they then are), rounds columns through tiles, and takes the codes at the end.
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.formats import Block, CodebookGrid, Codes, Format, Scale
+from bitwright.formats import Codes, FlatBlock, Format, Scale
+from bitwright.formats.layout import AxisLayout, Layout
+from bitwright.formats.tables import CodebookGrid, middles_below
+from bitwright.stages.lowered import Affine, Levels, ScaledTile, TableTile, Tile, lower
 from bitwright.stages.quantizer import RangeEstimator
+
+# Elements that are rounded at once: a few fp32 temporaries of this size stay in the cache.
+_CHUNK = 1 << 17
 
 
 class BoundQuantizer:
@@ -21,8 +27,13 @@ class BoundQuantizer:
         estimator: chooses scale and zero point of a group.
         w: the weight ``[out, in]``, read for its shape and for the outer scale of two-level formats.
         importance: weight of each column's squared error, ``[in]``, handed to the estimator.
-        codebook: tables ``[rows, levels]`` for formats with a learned table.
+        codebook: ascending tables ``[rows, groups, levels]`` for formats with a learned table (kept in fp16).
         keep: ``[out, in]``, false where a weight is coded by another term; such weights do not stretch a range.
+
+    Attributes:
+        scale, zero: fp32 ``[rows, groups]``, the values as they are stored (``zero`` is ``None`` without zero points).
+        codes: uint8 ``[out, in]``.
+        spans: column ranges in which every row uses one group.
     """
 
     def __init__(
@@ -37,7 +48,6 @@ class BoundQuantizer:
         self.format = format
         self.estimator = estimator
         self.importance = importance
-        self.codebook = codebook
         self.keep = keep
         self.shape = (w.shape[0], w.shape[1])
         self.layout = format.granularity.layout(self.shape)
@@ -46,105 +56,198 @@ class BoundQuantizer:
         self.zero = torch.zeros(rows, groups) if format.zero is not None else None
         self.spans = self.layout.spans()
         self.codes = torch.zeros(self.shape, dtype=torch.uint8)
+        self.codebook = None if codebook is None else codebook.to(torch.float16)
+        self._tables = None if self.codebook is None else self.codebook.float().flatten(0, 1)
+        self._form: Affine | Levels | None = None if self.learned else lower(format.grid)
         self._stored: Scale | None = None
-        # A span of columns owns column ``index`` of the parameters only where groups run along the input.
-        self._refits = format.scale.outer is None and self.layout.params_shape[1] == len(self.spans) and (
-            self.layout.params_shape[0] in (1, self.shape[0]) or isinstance(format.granularity, Block)
-        )
-        if not self._refits:
+        self._expanded: tuple[Tensor, Tensor | None] | None = None
+        if format.scale.outer is not None:
             self._fit_everything(w)
 
     @property
+    def learned(self) -> bool:
+        """Whether values come from a learned table instead of a scale."""
+        return isinstance(self.format.grid, CodebookGrid)
+
+    @property
     def refits(self) -> bool:
-        """Whether groups can be fitted one at a time (not where scales share an outer scale)."""
-        return self._refits
+        """Whether groups can be fitted span after span.
 
-    def _fit_everything(self, w: Tensor) -> None:
-        g = self.layout.split(w)
-        mask = self._mask(g, w)
-        fitted = self.estimator.fit(g, self.format, mask, self._spread(g, w))
-        stored = self.format.store_scale(fitted.scale)
-        self._stored = stored
-        self.scale, self.zero = stored.effective, fitted.zero
+        Not where scales share an outer scale, where values come from a table, or where flat blocks run over the ends
+        of rows.
+        """
+        if self.format.scale.outer is not None or self.learned:
+            return False
+        return not isinstance(self.format.granularity, FlatBlock) or self._rows_end_groups
 
-    def _mask(self, g: Tensor, w: Tensor) -> Tensor | None:
-        layout = self.format.granularity.layout((w.shape[0], w.shape[1]))
-        mask = layout.mask(g)
-        if self.keep is not None and w.shape[1] == self.shape[1]:
-            kept = layout.split(self.keep.to(torch.float32)) > 0
-            mask = kept if mask is None else mask & kept
-        return mask
+    @property
+    def _rows_end_groups(self) -> bool:
+        """Whether the format has flat blocks of which no one runs over the end of a row."""
+        flat = isinstance(self.format.granularity, FlatBlock)
+        return flat and self.shape[1] % self.layout.group_length == 0
 
-    def _spread(self, g: Tensor, w: Tensor, start: int = 0) -> Tensor | None:
-        if self.importance is None:
-            return None
-        layout = self.format.granularity.layout((w.shape[0], w.shape[1]))
-        columns = self.importance[start : start + w.shape[1]]
-        return layout.split(columns.expand(w.shape[0], -1).contiguous())
+    # -- parameters ---------------------------------------------------------------------------------------------
 
     def open_all(self, w: Tensor) -> None:
-        """Fit every group to ``w[out, in]`` at once."""
-        if self.refits:
+        """Fit every group to ``w[out, in]`` at once (a no-op where :attr:`refits` is false because that was done)."""
+        if self.format.scale.outer is None and not self.learned:
             self._fit_everything(w)
 
     def open(self, start: int, stop: int, w: Tensor) -> None:
-        """Fit the groups of one span of columns to the current weights ``w[out, stop - start]``.
+        """Fit the groups of the span of columns ``start..stop`` to their current weights ``w[out, stop - start]``.
 
-        A no-op where scales share an outer scale: those were fitted to the whole weight when the quantizer was bound.
+        A no-op where :attr:`refits` is false.
         """
         if not self.refits:
             return
         if (start, stop) == (0, self.shape[1]):
-            self.open_all(w)
+            self._fit_everything(w)
             return
-        index = self.spans.index((start, stop))
+        scale, zero = self._fit(w, start, stop)
+        self._place(self.scale, self.format.store_scale(scale).effective, start, stop)
+        stored = self.format.store_zero(zero)
+        if self.zero is not None and stored is not None:
+            self._place(self.zero, stored.to(torch.float32), start, stop)
+        self._expanded = None
+
+    def _fit_everything(self, w: Tensor) -> None:
+        scale, zero = self._fit(w, 0, self.shape[1])
+        self._stored = self.format.store_scale(scale)
+        self.scale = self._stored.effective
+        stored = self.format.store_zero(zero)
+        self.zero = None if stored is None else stored.to(torch.float32)
+        self._expanded = None
+
+    def _fit(self, w: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         layout = self.format.granularity.layout((w.shape[0], w.shape[1]))
         g = layout.split(w)
         mask = layout.mask(g)
         if self.keep is not None:
             kept = layout.split(self.keep[:, start:stop].to(torch.float32)) > 0
             mask = kept if mask is None else mask & kept
-        fitted = self.estimator.fit(g, self.format, mask, self._spread(g, w, start))
+        fitted = self.estimator.fit(g, self.format, mask, self._spread(layout, start, stop))
+        return fitted.scale, fitted.zero
+
+    def _spread(self, layout: Layout, start: int, stop: int) -> Tensor | None:
+        """The importance of the columns in the shape of groups (one row stands for all where the groups allow it)."""
+        if self.importance is None:
+            return None
+        columns = self.importance[start:stop].unsqueeze(0)
+        if isinstance(layout, AxisLayout) and not layout.transposed:
+            return AxisLayout((1, stop - start), layout.size).split(columns)
+        return layout.split(columns.expand(self.shape[0], -1).contiguous())
+
+    def _place(self, params: Tensor, part: Tensor, start: int, stop: int) -> None:
         self._stored = None
-        self.scale[:, index : index + 1] = self.format.store_scale(fitted.scale).effective
-        if self.zero is not None and fitted.zero is not None:
-            self.zero[:, index : index + 1] = fitted.zero
+        if isinstance(self.layout, AxisLayout) and self.layout.transposed:
+            params[start:stop] = part
+            return
+        index = self.layout.group_of_column(start)
+        if self._rows_end_groups:
+            params.view(self.shape[0], -1)[:, index] = part.reshape(-1)
+        else:
+            params[:, index : index + 1] = part
 
     def parameters(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Scale and zero point of the columns ``start..stop``, broadcastable to ``[out, stop - start]``."""
-        scale = self.layout.expand(self.scale)
-        zero = None if self.zero is None else self.layout.expand(self.zero)
+        scale, zero = self._expand()
         if scale.shape[1] > 1:
             scale = scale[:, start:stop]
             zero = None if zero is None else zero[:, start:stop]
         return scale, zero
 
+    def _expand(self) -> tuple[Tensor, Tensor | None]:
+        if self._expanded is None:
+            zero = None if self.zero is None else self.layout.expand(self.zero)
+            self._expanded = self.layout.expand(self.scale), zero
+        return self._expanded
+
+    def _per_column(self, params: Tensor, columns: Tensor) -> Tensor:
+        """Parameters of the columns, ``[columns or 1, out or 1]``."""
+        layout = self.layout
+        if isinstance(layout, AxisLayout) and not layout.transposed:
+            return params.t()[columns // layout.group_length]
+        if self._rows_end_groups:
+            return params.view(self.shape[0], -1).t()[columns // layout.group_length]
+        full = layout.expand(params)
+        return full.t() if full.shape[1] == 1 else full[:, columns].t()
+
+    # -- rounding -----------------------------------------------------------------------------------------------
+
+    def tile(self, columns: Tensor) -> Tile:
+        """Prepare the columns (int64, in the order of the sweep) to be rounded one after another.
+
+        Hand the tile back to :meth:`take` when all were.
+        """
+        count, out = len(columns), self.shape[0]
+        if self._tables is not None:
+            index = torch.arange(len(self._tables)).view(self.layout.params_shape)
+            which = self.layout.expand(index)
+            return TableTile(self._tables, which if which.shape[1] == 1 else which[:, columns], count, out)
+        scale = self._per_column(self.scale, columns).contiguous()
+        zero = None if self.zero is None else self._per_column(self.zero, columns).contiguous()
+        assert self._form is not None
+        return ScaledTile(self.format.grid, self._form, scale, zero, count, out)
+
+    def take(self, columns: Tensor, tile: Tile) -> None:
+        """Keep the codes of a finished tile."""
+        codes = tile.codes().t()
+        if len(columns) and int(columns[-1]) - int(columns[0]) == len(columns) - 1 and bool((columns.diff() == 1).all()):
+            self.codes[:, int(columns[0]) : int(columns[-1]) + 1] = codes
+        else:
+            self.codes[:, columns] = codes
+
     def round(self, start: int, stop: int, w: Tensor) -> Tensor:
-        """Code the columns ``w[out, stop - start]`` and return their dequantized values."""
+        """Code the columns ``start..stop``, ``w[out, stop - start]``, and return their dequantized values."""
+        if (start, stop) == (0, self.shape[1]):
+            return self._round_everything(w)
+        if self._tables is not None:
+            columns = torch.arange(start, stop)
+            tile, value = self.tile(columns), torch.empty(stop - start, self.shape[0])
+            for index in range(stop - start):
+                tile.round(index, w[:, index], value[index])
+            self.take(columns, tile)
+            return value.t()
         scale, zero = self.parameters(start, stop)
         value, codes = self.nearest(w, scale, zero)
         self.codes[:, start:stop] = codes
         return value
 
+    def _round_everything(self, w: Tensor) -> Tensor:
+        value = torch.empty(self.shape)
+        for rows in self.layout.row_chunks(_CHUNK):
+            part = self.layout.of_rows(rows)
+            g = part.split(w[rows[0] : rows[1]])
+            scale = self.layout.params_of_rows(self.scale, rows)
+            zero = None if self.zero is None else self.layout.params_of_rows(self.zero, rows)
+            if self.codebook is not None:
+                codes, levels = self._search(g, self._of_rows(self.codebook, rows).float())
+            else:
+                codes = self.format.encode(g, scale, zero)
+                levels = self.format.decode(codes, scale, zero)
+            self.codes[rows[0] : rows[1]] = part.join(codes)
+            value[rows[0] : rows[1]] = part.join(levels)
+        return value
+
+    def _of_rows(self, tables: Tensor, rows: tuple[int, int]) -> Tensor:
+        index = torch.arange(tables.shape[0] * tables.shape[1]).view(self.layout.params_shape)
+        chosen = self.layout.params_of_rows(index, rows)
+        return tables.flatten(0, 1)[chosen]
+
+    @staticmethod
+    def _search(g: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+        place = torch.searchsorted(middles_below(tables).contiguous(), g.contiguous())
+        return place.to(torch.uint8), tables.gather(-1, place)
+
     def nearest(self, w: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Nearest level and code of ``w`` under explicit parameters; keeps nothing."""
+        """Nearest level and code of ``w`` under explicit parameters of a format with fixed levels; keeps nothing."""
         grid = self.format.grid
-        if isinstance(grid, CodebookGrid):
-            return self._nearest_in_table(w)
         x = w / scale if zero is None else w / scale + zero
         codes = grid.encode(x)
         level = grid.decode(codes)
         return (level * scale if zero is None else (level - zero) * scale), codes
 
-    def _nearest_in_table(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        if self.codebook is None:
-            raise ValueError("a codebook format needs a learned table")
-        table = self.codebook.expand(w.shape[0], -1).contiguous()
-        middle = (table[:, 1:] + table[:, :-1]) / 2
-        codes = torch.searchsorted(middle, w.contiguous())
-        return table.gather(1, codes), codes.to(torch.uint8)
-
     def finish(self) -> Codes:
         """Return the codes with their parameters as they are stored."""
-        stored = self._stored if self._stored is not None else self.format.store_scale(self.scale)
-        return Codes(self.codes, self.format, stored, self.format.store_zero(self.zero), self.codebook)
+        scale = self._stored or self.format.store_scale(self.scale)
+        return Codes(self.codes, self.format, scale, self.format.store_zero(self.zero), self.codebook)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from bitwright.errors import InputError
@@ -23,7 +24,8 @@ def quantize_weight(w: Tensor, quantizer: Quantizer, context: WeightContext | No
         InputError: if the weight has NaN or Inf, or the quantizer's format and codebook do not fit together.
     """
     context = context or WeightContext()
-    if not bool(torch.isfinite(w).all()):
+    low, high = w.aminmax()
+    if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where} holds NaN or Inf; repair the checkpoint before quantizing it")
     learned = isinstance(quantizer.format.grid, CodebookGrid)
     if learned != (quantizer.codebook is not None):

@@ -1,0 +1,132 @@
+"""The plain form of a format that the column sweeps run on: an affine rule, a table of levels, or a learned table.
+
+A sweep rounds one column after another, so the cost of a call counts as much as its arithmetic. A tile fetches the
+parameters of a run of columns once, rounds with in-place operations into buffers, and makes the codes of the whole run
+at its end, with the format's own encoder. Everything is held transposed, ``[columns, out]``: a column is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitwright.formats import CodebookGrid, IntGrid
+from bitwright.formats.format import AnyGrid
+from bitwright.formats.tables import middles_below
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Round to an integer and clamp to ``low .. high``."""
+
+    low: float
+    high: float
+
+    def round_(self, x: Tensor, out: Tensor) -> None:
+        """Write the level nearest to ``x`` to ``out``, both ``[out]``, in units of the scale."""
+        torch.round(x, out=out)
+        out.clamp_(self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Ascending ``levels[n]``; ``borders[n-1]``: the largest fp32 number that still goes to the lower neighbour."""
+
+    levels: Tensor
+    borders: Tensor
+
+    def round_(self, x: Tensor, out: Tensor) -> None:
+        """Write the level nearest to ``x`` to ``out``, both ``[out]``, in units of the scale."""
+        torch.index_select(self.levels, 0, torch.bucketize(x, self.borders, out_int32=True), out=out)
+
+
+def lower(grid: AnyGrid) -> Affine | Levels:
+    """Return the affine or table form of ``grid``; it rounds as ``grid.round`` does, ties included.
+
+    Raises:
+        ValueError: for a learned codebook, which is no property of the grid.
+    """
+    if isinstance(grid, CodebookGrid):
+        raise ValueError("a learned codebook has no fixed levels")
+    if isinstance(grid, IntGrid):
+        return Affine(grid.min_level, grid.max_level)
+    levels = grid.levels()
+    levels = torch.unique(levels[torch.isfinite(levels)] + 0.0)
+    borders = middles_below(levels)
+    tie_goes_up = grid.round(borders) > levels[:-1]
+    below = torch.nextafter(borders, torch.full_like(borders, -torch.inf))
+    return Levels(levels, torch.where(tie_goes_up, below, borders))
+
+
+class Tile(Protocol):
+    """A run of columns that is about to be rounded."""
+
+    def round(self, index: int, x: Tensor, out: Tensor) -> None:
+        """Round column ``index`` of the run, ``x[out]``, and write its dequantized values to ``out``."""
+
+    def codes(self) -> Tensor:
+        """Return the uint8 codes ``[columns, out]`` once every column was rounded."""
+
+
+class ScaledTile:
+    """Columns whose values are ``(level - zero) * scale`` with fixed levels.
+
+    ``form`` is what :func:`lower` makes of ``grid``; ``scale`` and ``zero`` are ``[columns or 1, out or 1]``.
+    """
+
+    def __init__(
+        self, grid: AnyGrid, form: Affine | Levels, scale: Tensor, zero: Tensor | None, columns: int, out: int
+    ) -> None:
+        self._grid = grid
+        self._form = form
+        self._scaled = torch.empty(columns, out)
+        self._rows = self._scaled.unbind()
+        self._scale = scale.expand(columns, -1).unbind()
+        self._zero = None if zero is None else zero.expand(columns, -1).unbind()
+
+    def round(self, index: int, x: Tensor, out: Tensor) -> None:
+        """See :class:`Tile`."""
+        scaled, scale = self._rows[index], self._scale[index]
+        torch.div(x, scale, out=scaled)
+        if self._zero is None:
+            self._form.round_(scaled, out)
+        else:
+            scaled.add_(self._zero[index])
+            self._form.round_(scaled, out)
+            out.sub_(self._zero[index])
+        out.mul_(scale)
+
+    def codes(self) -> Tensor:
+        """See :class:`Tile`."""
+        return self._grid.encode(self._scaled)
+
+
+class TableTile:
+    """Columns whose rows look their values up in learned ascending tables.
+
+    ``tables[count, levels]``; ``which[out or 1, columns or 1]`` is the table of every weight.
+    """
+
+    def __init__(self, tables: Tensor, which: Tensor, columns: int, out: int) -> None:
+        self._tables = tables
+        self._which = which.expand(out, -1)
+        self._codes = torch.zeros(columns, out, dtype=torch.uint8)
+        self._shared: tuple[Tensor, Tensor] | None = self._look_up(0) if which.shape[1] == 1 else None
+
+    def _look_up(self, index: int) -> tuple[Tensor, Tensor]:
+        table = self._tables[self._which[:, index]]
+        return table, middles_below(table).contiguous()
+
+    def round(self, index: int, x: Tensor, out: Tensor) -> None:
+        """See :class:`Tile`."""
+        table, borders = self._shared or self._look_up(index)
+        place = torch.searchsorted(borders, x.unsqueeze(1).contiguous())
+        self._codes[index] = place.squeeze(1)
+        out.copy_(table.gather(1, place).squeeze(1))
+
+    def codes(self) -> Tensor:
+        """See :class:`Tile`."""
+        return self._codes

@@ -1,0 +1,118 @@
+"""The column sweep that second-order rounding rules share.
+
+Column k of the current weight is ``w_k + sum_(j<k) U_jk (w_j - q_j)``, where ``q`` are the rounded columns, and, for
+rules that also follow the input's own error, ``+ sum_(j<k) G_jk c_j`` with the current columns ``c``. The sums are
+taken lazily: over all earlier blocks in one matrix product per block, over earlier runs of the block in one small
+product per run, and column by column only within a run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.stages.bound import BoundQuantizer
+
+# Columns per innermost run: few enough that their history stays in the cache.
+_RUN = 32
+
+
+def sweep(
+    w: Tensor, bound: BoundQuantizer, order: Tensor, upper: Tensor, carry: Tensor | None = None, block: int = 128
+) -> Tensor:
+    """Round the columns of ``w[out, in]`` in ``order`` and return the dequantized weight.
+
+    Args:
+        bound: the quantizer; groups are refitted as the sweep enters them if the order is natural and it can.
+        order: int64 ``[in]``.
+        upper: strictly upper triangular ``U[in, in]`` in that order, feedback of rounding errors.
+        carry: strictly upper triangular ``G[in, in]`` in that order, feedback of current columns.
+        block: columns per lazy batch.
+    """
+    columns = w.shape[1]
+    natural = bool(torch.equal(order, torch.arange(columns)))
+    state = _State(w, bound, order, upper, carry)
+    refit = natural and bound.refits
+    spans = dict(bound.spans) if refit else {}
+    if not refit:
+        bound.open_all(w)
+    for start in range(0, columns, block):
+        state.round_block(start, min(start + block, columns), spans)
+    value = state.target if natural else state.target[torch.argsort(order)]
+    return value.t().contiguous()
+
+
+class _State:
+    """Transposed buffers ``[in, out]`` of one sweep; a finished column of ``target`` holds its rounded values."""
+
+    def __init__(self, w: Tensor, bound: BoundQuantizer, order: Tensor, upper: Tensor, carry: Tensor | None) -> None:
+        self.bound = bound
+        self.order = order
+        self.upper = upper
+        self.carry = carry
+        # Transposed first: picking contiguous columns is much faster than picking strided ones.
+        self.target = w.t().contiguous()[order]
+        self.error = torch.empty_like(self.target)
+        self.current = None if carry is None else torch.empty_like(self.target)
+        self.rounded = torch.empty(w.shape[0])
+
+    def add_feedback(self, x: Tensor, start: int, stop: int, first: int, last: int) -> None:
+        """Add to ``x``, the columns ``first..last``, what the finished columns ``start..stop`` feed back."""
+        if start == stop:
+            return
+        x.addmm_(self.upper[start:stop, first:last].t(), self.error[start:stop])
+        if self.carry is not None and self.current is not None:
+            x.addmm_(self.carry[start:stop, first:last].t(), self.current[start:stop])
+
+    def round_block(self, start: int, stop: int, spans: dict[int, int]) -> None:
+        """Round the columns ``start..stop``; ``spans`` (start -> stop) are the groups to fit on entry."""
+        x = self.target[start:stop].clone()
+        self.add_feedback(x, 0, start, start, stop)
+        borders = sorted({*range(start, stop, _RUN), *(s for s in spans if start <= s < stop), stop})
+        for first, last in zip(borders[:-1], borders[1:], strict=True):
+            if first in spans:
+                self._open(x, start, stop, first, spans[first])
+            self.add_feedback(x[first - start : last - start], start, first, first, last)
+            self._round_run(x[first - start : last - start], first, last)
+
+    def _open(self, x: Tensor, start: int, stop: int, first: int, last: int) -> None:
+        """Fit the span ``first..last`` to its current weights; ``x`` holds those of the block up to its start.
+
+        A current weight is the best one while all later columns are free, also those of the span before it: column k
+        of the span counts the change ``d_j = c_j - w_j`` of the earlier ones as if they were not going to be rounded.
+        With the feedback f of the finished columns that is ``d (I + U - G) = f + w G`` over the span.
+        """
+        target = self.target[first:last]
+        if last <= stop:
+            change = x[first - start : last - start].clone()
+            self.add_feedback(change, start, first, first, last)
+        else:
+            change = target.clone()
+            self.add_feedback(change, 0, first, first, last)
+        change -= target
+        system = self.upper[first:last, first:last]
+        if self.carry is not None:
+            carry = self.carry[first:last, first:last]
+            system = system - carry
+            change.addmm_(carry.t(), target)
+        change = torch.linalg.solve_triangular(system.t(), change, upper=False, unitriangular=True)
+        self.bound.open(first, last, change.add_(target).t())
+
+    def _round_run(self, x: Tensor, first: int, last: int) -> None:
+        positions = self.order[first:last]
+        tile = self.bound.tile(positions)
+        upper = self.upper[first:last, first:last].t().contiguous()
+        carry = None if self.carry is None else self.carry[first:last, first:last].t().contiguous()
+        error, target = self.error[first:last], self.target[first:last]
+        current = None if self.current is None else self.current[first:last]
+        for index, column in enumerate(x.unbind()):
+            if index:
+                column.addmv_(error[:index].t(), upper[index, :index])
+                if carry is not None and current is not None:
+                    column.addmv_(current[:index].t(), carry[index, :index])
+            if current is not None:
+                current[index] = column
+            tile.round(index, column, self.rounded)
+            torch.sub(target[index], self.rounded, out=error[index])
+            target[index] = self.rounded
+        self.bound.take(positions, tile)
