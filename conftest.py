@@ -35,6 +35,13 @@ def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
+def know_commands(namespace: dict[str, object]) -> None:
+    """Let the pages say ``skip: next if("name" not in commands)``."""
+    from bitwright.cli.main import command_names
+
+    namespace["commands"] = command_names()
+
+
 pytest_collect_file = Sybil(
     parsers=[
         PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL),
@@ -42,5 +49,6 @@ pytest_collect_file = Sybil(
         SkipParser(),
     ],
     patterns=["docs/*.md", "CONTRIBUTING.md", "README.md"],
+    setup=know_commands,
     fixtures=["page_folder"],
 ).pytest()
