@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from bitwright.models.calling import example_inputs
-from bitwright.models.chain import find_chain
+from bitwright.models.chain import Chain, find_chain
+from bitwright.models.convolutions import ConvolutionFinder
+from bitwright.models.flow import Flow
 from bitwright.models.model import Model
-from bitwright.models.record import Run, record_run
-from bitwright.models.sites import find_uses, mark_head, unseen_sites
+from bitwright.models.norms import find_norms
+from bitwright.models.pairs import PairFinder
+from bitwright.models.prove import SUFFIX, Prover, relative_error
+from bitwright.models.record import record_run
+from bitwright.models.residual import NotOffered, propose_stream
+from bitwright.models.rotation import RotationProof
+from bitwright.models.sites import find_uses, mark_head, sites_of, unseen_sites
 from bitwright.models.stream import BlockStream, logits_of
-from bitwright.models.structure import Structure
+from bitwright.models.structure import Pair, ResidualStream, Structure
 
 CHAIN_TOLERANCE = 1e-4
 
@@ -36,15 +42,24 @@ def discover(model: Model, example: Any = None) -> Structure:
     chain = find_chain(model.module, run)
     reasons = list(chain.reasons)
     stream = BlockStream(model, chain.paths, tuple(call.items for call in chain.calls))
-    error = _replay(stream, run, example, reasons)
     uses = mark_head(run, find_uses(model, run, chain.paths), chain.calls[-1] if chain.calls else None)
-    sites = [use.site for use in uses]
+    norms = find_norms(model, run, chain.paths)
+    flow = Flow(run, uses, norms)
+    rotation = _propose_rotation(model, flow, chain, reasons)
+    prover, pairs, residual, error = _prove_blocks(model, flow, stream, chain, example, rotation, reasons)
+    convolutions = ConvolutionFinder(model, flow, prover)
+    pairs += convolutions.all_pairs()
+    reasons += convolutions.reasons
+    sites = sites_of(uses)
     sites += unseen_sites(model, {site.name for site in sites}, chain.paths)
     covered = {site.name for site in sites} | {site.tied_to for site in sites}
     unaccounted = tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered)
     return Structure(
         blocks=chain.paths,
         sites=tuple(sites),
+        norms=norms,
+        pairs=tuple(pairs),
+        residual=residual,
         ties=find_ties(model.module),
         reasons=tuple(reasons),
         unaccounted=unaccounted,
@@ -69,27 +84,64 @@ def find_ties(module: nn.Module) -> tuple[tuple[str, str], ...]:
     return tuple(ties)
 
 
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute value of the reference (infinite for NaN)."""
-    size = float(reference.abs().max())
-    error = float((value - reference).abs().max()) / (size or 1.0)
-    return error if error == error else float("inf")
+def _propose_rotation(model: Model, flow: Flow, chain: Chain, reasons: list[str]) -> RotationProof | None:
+    try:
+        return RotationProof(model, flow, propose_stream(model, flow, chain))
+    except NotOffered as reason:
+        reasons.append(f"residual rotation: {reason}")
+        return None
 
 
-def _replay(stream: BlockStream, run: Run, example: Any, reasons: list[str]) -> float:
-    """Run the model block by block and compare with the recorded result."""
+def _prove_blocks(
+    model: Model, flow: Flow, stream: BlockStream, chain: Chain, example: Any, rotation: RotationProof | None,
+    reasons: list[str],
+) -> tuple[Prover, list[Pair], ResidualStream | None, float]:  # fmt: skip
+    """Run the model block by block once, proving each block's pairs while it is loaded; compare the result."""
     if not stream.blocks:
         reasons.append("no chain of blocks: nothing but the whole model can be run alone")
-        return 0.0
-    with torch.no_grad():
-        calls = stream.prefix_inputs([example])[0]
-        hidden = calls.hidden
-        for index, path in enumerate(stream.blocks):
-            with stream.model.unit(path):
-                hidden = stream.run_block(index, calls, hidden)
-        error = relative_error(logits_of(stream.run_suffix(calls, hidden)), logits_of(run.result))
+        prover = Prover(stream, flow.run, example, None, [])
+        finder = PairFinder(model, flow, prover)
+        pairs = [pair for norm in flow.norms for pair in finder.norm_pairs(norm)]
+        reasons += finder.reasons
+        return prover, pairs, None, 0.0
+    calls = stream.prefix_inputs([example])[0]
+    prover = Prover(stream, flow.run, example, calls, [calls.hidden])
+    finder = PairFinder(model, flow, prover)
+    pairs = []
+    for index, call in enumerate(chain.calls):
+        with model.unit(call.path):
+            prover.hidden.append(prover.output(index))
+            pairs += finder.in_block(index, call)
+            rotation = _rotate_block(rotation, prover, index, reasons)
+    error = relative_error(prover.output(SUFFIX), logits_of(flow.run.result))
     if error > CHAIN_TOLERANCE:
         reasons.append(
             f"running block by block moves the output by {error:.1e}: layers behind read more than the last block"
         )
-    return error
+    for norm in flow.norms:
+        if norm.block is None:
+            pairs += finder.norm_pairs(norm)
+    reasons += finder.reasons
+    return prover, pairs, _rotate_ends(rotation, prover, reasons), error
+
+
+def _rotate_block(
+    rotation: RotationProof | None, prover: Prover, index: int, reasons: list[str]
+) -> RotationProof | None:
+    if rotation is not None:
+        try:
+            rotation.block(prover, index)
+        except NotOffered as reason:
+            reasons.append(f"residual rotation: {reason}")
+            return None
+    return rotation
+
+
+def _rotate_ends(rotation: RotationProof | None, prover: Prover, reasons: list[str]) -> ResidualStream | None:
+    if rotation is None:
+        return None
+    try:
+        return rotation.ends(prover)
+    except NotOffered as reason:
+        reasons.append(f"residual rotation: {reason}")
+        return None

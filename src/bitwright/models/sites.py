@@ -45,19 +45,29 @@ class Use:
 
 
 def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...]:
-    """Every weight product of a recorded run, in call order, one per weight (roles of heads are not set yet)."""
+    """Every weight product of a recorded run, in call order (roles of heads are not set yet).
+
+    A weight that is used twice appears twice, with equal sites.
+    """
     origins = _origins(run)
-    owners = {id(p): name for name, p in model.module.named_parameters()}
-    found: dict[str, Use] = {}
+    owners = {name for name, _ in model.module.named_parameters()}
+    sites: dict[str, WeightSite] = {}
     inputs: dict[int, int] = {}
+    uses = []
     for op in run.ops:
         if op.name not in _PRODUCTS or not op.outputs:
             continue
         use = _use_of(op, model.module, run, origins, owners, blocks)
-        if use is not None and use.site.name not in found:
+        if use is not None:
             number = inputs.setdefault(use.entry.key, len(inputs))
-            found[use.site.name] = replace(use, site=replace(use.site, shared_input=number))
-    return tuple(found.values())
+            site = sites.setdefault(use.site.name, replace(use.site, shared_input=number))
+            uses.append(replace(use, site=site))
+    return tuple(uses)
+
+
+def sites_of(uses: tuple[Use, ...]) -> list[WeightSite]:
+    """The distinct sites of all uses, in call order."""
+    return list({use.site.name: use.site for use in uses}.values())
 
 
 def mark_head(run: Run, uses: tuple[Use, ...], last: ModuleCall | None) -> tuple[Use, ...]:
@@ -73,7 +83,8 @@ def mark_head(run: Run, uses: tuple[Use, ...], last: ModuleCall | None) -> tuple
     outputs = [ref.key for ref in run.outputs if ref.floating]
     if not any(key in behind for key in outputs) or any(key in stream and key not in behind for key in outputs):
         return uses
-    return tuple(replace(u, site=replace(u.site, role="head")) if u is head else u for u in uses)
+    name = head.site.name
+    return tuple(replace(u, site=replace(u.site, role="head")) if u.site.name == name else u for u in uses)
 
 
 def unseen_sites(model: Model, known: set[str], blocks: tuple[str, ...]) -> list[WeightSite]:
@@ -117,7 +128,7 @@ def _origins(run: Run) -> dict[int, str]:
 
 
 def _use_of(
-    op: Op, module: nn.Module, run: Run, origins: dict[int, str], owners: dict[int, str], blocks: tuple[str, ...]
+    op: Op, module: nn.Module, run: Run, origins: dict[int, str], owners: set[str], blocks: tuple[str, ...]
 ) -> Use | None:
     kind, data, weight, bias, as_input_output = _PRODUCTS[op.name]
     slots: dict[Slot, Ref] = {}
@@ -128,9 +139,9 @@ def _use_of(
         return None
     if len(matrix.shape) < 2 or (kind == "linear" and len(matrix.shape) != 2):
         return None
-    parameter = module.get_parameter(origins[matrix.key]) if origins[matrix.key] in set(owners.values()) else None
-    if parameter is None:
-        return None
+    if origins[matrix.key] not in owners:
+        return None  # a fixed table, not a weight
+    parameter = module.get_parameter(origins[matrix.key])
     path, name = _owner(module, op.scope, parameter, origins[matrix.key])
     flipped = kind == "linear" and matrix.stride[0] < matrix.stride[1] and 1 not in matrix.shape
     used = tuple(matrix.shape) if kind != "linear" or not as_input_output else tuple(reversed(matrix.shape))

@@ -106,9 +106,8 @@ class BlockStream:
 
             return forward
 
-        with torch.no_grad(), materialised(self.model), _Patched(self, stub):
-            with contextlib.suppress(_Stop):
-                call_module(self.model.module, batch)
+        with torch.no_grad(), materialised(self.model), _Patched(self, stub), contextlib.suppress(_Stop):
+            call_module(self.model.module, batch)
         if list(found) != list(range(len(self.blocks))):
             raise InputError(f"the model called {len(found)} of its {len(self.blocks)} blocks; check the batch")
         return BatchCalls(batch, first[0], tuple(found[i] for i in range(len(self.blocks))))
