@@ -6,8 +6,16 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from bitwright.errors import BitwrightError, CheckError, InputError
+
+if TYPE_CHECKING:
+    from bitwright.events import Event, Events
+    from bitwright.formats import Format, QuantizedTensor, parse
+    from bitwright.jobs import load, plan, quantize
+    from bitwright.models import discover, open_model
+    from bitwright.recipes import Recipe, all_recipes, recipe
 
 __version__ = "0.1.0"
 
@@ -20,6 +28,7 @@ _HOMES: dict[str, str] = {
     "parse": "bitwright.formats",
     "open_model": "bitwright.models",
     "discover": "bitwright.models",
+    "Recipe": "bitwright.recipes",
     "all_recipes": "bitwright.recipes",
     "recipe": "bitwright.recipes",
     "load": "bitwright.jobs",
@@ -27,10 +36,28 @@ _HOMES: dict[str, str] = {
     "quantize": "bitwright.jobs",
 }
 
-__all__ = ["BitwrightError", "CheckError", "InputError", "__version__", *_HOMES]  # noqa: PLE0604
+__all__ = [
+    "BitwrightError",
+    "CheckError",
+    "Event",
+    "Events",
+    "Format",
+    "InputError",
+    "QuantizedTensor",
+    "Recipe",
+    "__version__",
+    "all_recipes",
+    "discover",
+    "load",
+    "open_model",
+    "parse",
+    "plan",
+    "quantize",
+    "recipe",
+]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """Import the module that defines a public name, once, when the name is first read.
 
     Raises:
@@ -39,7 +66,7 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -40,3 +40,9 @@ def test_public_names_are_listed() -> None:
 def test_every_public_name_exists() -> None:
     for name in bitwright.__all__:
         assert getattr(bitwright, name) is not None
+
+
+def test_type_checkers_and_users_see_the_same_names() -> None:
+    assert set(bitwright._HOMES) | {"BitwrightError", "CheckError", "InputError", "__version__"} == set(
+        bitwright.__all__
+    )
