@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Real models and data to measure on; used where the folder exists, skipped with a message where it does not.
 ASSETS ?= $(wildcard ../shared/assets)
-ASSETS_OPTION := $(if $(ASSETS),--assets $(ASSETS))
+ASSETS_OPTION := $(if $(ASSETS),--assets=$(ASSETS))
 WORKERS ?= 2
 PYTEST_OPTIONS ?=
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.

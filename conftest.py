@@ -1,4 +1,4 @@
-"""Runs the examples in the pages: Python prompts, Python blocks, and `$ bitwright ...` lines of console blocks."""
+"""Options of the tests; runs the examples in the pages: Python prompts, Python blocks, and `$ bitwright ...` lines of console blocks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here and not in tests/, so that they are known before any folder is looked at.
+    parser.addoption(
+        "--assets", type=Path, default=None, help="folder of real models and data; what it lacks is skipped"
+    )
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
 
 
 def run_commands(example: Example) -> None:

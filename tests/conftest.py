@@ -18,13 +18,6 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("repeatable")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--assets", type=Path, default=None, help="folder of real models and data; what it lacks is skipped"
-    )
-    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist share the cores; more threads than cores make every test slower.
     if hasattr(config, "workerinput"):
