@@ -19,10 +19,9 @@ _EMBEDDING_OPS = frozenset({"embedding", "embedding_bag"})
 
 @dataclass(frozen=True)
 class Chain:
-    """Calls of the blocks, in order, and why other candidates were dropped."""
+    """Calls of the blocks, in order."""
 
     calls: tuple[ModuleCall, ...]
-    reasons: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -39,13 +38,13 @@ class _Candidate:
     foreign: frozenset[int]
 
 
-def find_chain(module: nn.Module, run: Run) -> Chain:
-    """The chain of blocks of a recorded run; empty where no module can be cut out."""
+def find_chains(module: nn.Module, run: Run) -> list[Chain]:
+    """Chains of blocks of a recorded run, best first; empty where no module can be cut out."""
     candidates = _candidates(module, run)
     by_entry: dict[int, list[_Candidate]] = {}
     for candidate in candidates:
         by_entry.setdefault(candidate.entry, []).append(candidate)
-    best: tuple[int, int, list[_Candidate]] = (-1, 0, [])
+    scored: list[tuple[int, int, list[_Candidate]]] = []
     inside: set[int] = set()
     for start in candidates:
         if start.call.index in inside:
@@ -53,10 +52,9 @@ def find_chain(module: nn.Module, run: Run) -> Chain:
         chain = _trim(_closed_chain(start, candidates, by_entry, run))
         inside.update(item.call.index for item in chain)
         weights = [item.weights for item in chain]
-        score = (sum(weights) - max(weights, default=0), len(chain))
-        if chain and score > best[:2]:
-            best = (*score, chain)
-    return Chain(tuple(item.call for item in best[2]))
+        scored.append((sum(weights) - max(weights, default=0), len(chain), chain))
+    scored.sort(key=lambda item: item[:2], reverse=True)
+    return [Chain(tuple(item.call for item in chain)) for _, _, chain in scored]
 
 
 def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:

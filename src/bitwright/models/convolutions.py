@@ -89,9 +89,7 @@ class ConvolutionFinder:
         error = self.prover.error(region, edits)
         through = (norm.path,) if norm is not None else ()
         paths = tuple(dict.fromkeys(use.site.path for use in sinks))
-        return [
-            Pair("conv_conv", source.site.path, paths, error=error, through=through, block=source.site.block)
-        ]
+        return [Pair("conv_conv", source.site.path, paths, error=error, through=through, block=source.site.block)]
 
     def _channel_readers(self, key: int, source: Use) -> list[Use]:
         """Layers that read ``key`` through operations of one operand; empty where anything else reads it."""

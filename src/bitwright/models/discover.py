@@ -5,19 +5,21 @@ No class names are used anywhere; what a module is follows from what it did to i
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from bitwright.models.calling import example_inputs
-from bitwright.models.chain import Chain, find_chain
+from bitwright.models.chain import Chain, find_chains
 from bitwright.models.convolutions import ConvolutionFinder
 from bitwright.models.flow import Flow
 from bitwright.models.model import Model
 from bitwright.models.norms import find_norms
 from bitwright.models.pairs import PairFinder
 from bitwright.models.prove import SUFFIX, Prover, relative_error
-from bitwright.models.record import record_run
+from bitwright.models.record import Run, record_run
 from bitwright.models.residual import NotOffered, propose_stream
 from bitwright.models.rotation import RotationProof
 from bitwright.models.sites import find_uses, mark_head, sites_of, unseen_sites
@@ -25,6 +27,7 @@ from bitwright.models.stream import BlockStream, logits_of
 from bitwright.models.structure import Pair, ResidualStream, Structure
 
 CHAIN_TOLERANCE = 1e-4
+MAX_CHAINS = 4
 
 
 def discover(model: Model, example: Any = None) -> Structure:
@@ -39,30 +42,58 @@ def discover(model: Model, example: Any = None) -> Structure:
     """
     example = example_inputs(model.module) if example is None else example
     run = record_run(model, example)
-    chain = find_chain(model.module, run)
-    reasons = list(chain.reasons)
+    dropped: list[str] = []
+    for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
+        found = _with_chain(model, run, chain, example)
+        if found.chain_error <= CHAIN_TOLERANCE:
+            break
+        first, last = chain.paths[0], chain.paths[-1]
+        dropped.append(
+            f"the chain {first} .. {last} was dropped: run block by block the output moves by {found.chain_error:.1e}, "
+            "because layers behind it read more than its end"
+        )
+    sites = list(found.sites)
+    sites += unseen_sites(model, {site.name for site in sites}, found.blocks)
+    covered = {site.name for site in sites} | {site.tied_to for site in sites}
+    return replace(
+        found,
+        sites=tuple(sites),
+        ties=find_ties(model.module),
+        reasons=condensed([*dropped, *found.reasons]),
+        unaccounted=tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered),
+    )
+
+
+def condensed(reasons: list[str]) -> tuple[str, ...]:
+    """Reasons that differ in numbers only are said once, with their count."""
+    alike: dict[str, list[str]] = {}
+    for reason in reasons:
+        alike.setdefault(re.sub(r"\d+", "#", reason), []).append(reason)
+    return tuple(
+        group[0] if len(group) == 1 else f"{group[0]} (and {len(group) - 1} more alike)" for group in alike.values()
+    )
+
+
+def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure:
+    """All that follows from a recorded run once the chain of blocks is fixed."""
+    reasons: list[str] = []
     stream = BlockStream(model, chain.paths, tuple(call.items for call in chain.calls))
     uses = mark_head(run, find_uses(model, run, chain.paths), chain.calls[-1] if chain.calls else None)
     norms = find_norms(model, run, chain.paths)
     flow = Flow(run, uses, norms)
     rotation = _propose_rotation(model, flow, chain, reasons)
     prover, pairs, residual, error = _prove_blocks(model, flow, stream, chain, example, rotation, reasons)
-    convolutions = ConvolutionFinder(model, flow, prover)
-    pairs += convolutions.all_pairs()
-    reasons += convolutions.reasons
-    sites = sites_of(uses)
-    sites += unseen_sites(model, {site.name for site in sites}, chain.paths)
-    covered = {site.name for site in sites} | {site.tied_to for site in sites}
-    unaccounted = tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered)
+    if error <= CHAIN_TOLERANCE:
+        convolutions = ConvolutionFinder(model, flow, prover)
+        pairs += convolutions.all_pairs()
+        reasons += convolutions.reasons
     return Structure(
         blocks=chain.paths,
-        sites=tuple(sites),
+        sites=tuple(sites_of(uses)),
         norms=norms,
         pairs=tuple(pairs),
         residual=residual,
-        ties=find_ties(model.module),
         reasons=tuple(reasons),
-        unaccounted=unaccounted,
         chain_error=error,
         returns=stream.returns,
     )
@@ -114,10 +145,8 @@ def _prove_blocks(
             pairs += finder.in_block(index, call)
             rotation = _rotate_block(rotation, prover, index, reasons)
     error = relative_error(prover.output(SUFFIX), logits_of(flow.run.result))
-    if error > CHAIN_TOLERANCE:
-        reasons.append(
-            f"running block by block moves the output by {error:.1e}: layers behind read more than the last block"
-        )
+    if not error <= CHAIN_TOLERANCE:
+        return prover, [], None, error
     for norm in flow.norms:
         if norm.block is None:
             pairs += finder.norm_pairs(norm)

@@ -8,7 +8,7 @@ commutes with every Q, a layer norm with every Q that keeps the vector of ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,8 @@ from bitwright.models.model import Model
 from bitwright.models.record import Op, Ref
 from bitwright.models.sites import Use
 from bitwright.models.structure import NormSite, ResidualStream, StreamParameter, WeightSite
+
+Turn = Callable[[torch.Tensor], torch.Tensor]
 
 ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "true_divide", "__truediv__"})
@@ -54,9 +56,9 @@ def propose_stream(model: Model, flow: Flow, chain: Chain) -> ResidualStream:
     if len(hidden.shape) > 3 or any(c.result is None or c.result.shape != hidden.shape for c in chain.calls):
         raise NotOffered("the blocks change the shape of the hidden state")
     dim = hidden.shape[-1]
-    embeddings, tables = _origins(model, flow, hidden, dim)
     walk = _forward(flow, hidden, dim)
     _check_cuts(flow, chain, walk)
+    embeddings, tables = _origins(model, flow, hidden, dim)
     readers, reads = _reads(flow, walk, dim)
     writes = [*tables, *walk.tables.values()]
     writes += [item for use in walk.writers.values() for item in output_parameters(use.site)]
@@ -210,9 +212,7 @@ def _check_cuts(flow: Flow, chain: Chain, walk: _Walk) -> None:
             if ref.key not in walk.stream:
                 index = flow.run.producer.get(ref.key, -1)
                 if index in flow.in_norm:
-                    raise NotOffered(
-                        f"post-norm: {flow.in_norm[index]} normalises the residual stream itself, so it cannot be rotated"
-                    )
+                    raise NotOffered(f"post-norm: {flow.in_norm[index]} normalises the residual stream itself")
                 raise NotOffered(f"the hidden state of {call.path} is not a sum of writes")
     if any(ref.key in walk.stream for ref in flow.run.outputs):
         raise NotOffered("the model returns the residual stream itself")
@@ -237,32 +237,20 @@ def _reads(flow: Flow, walk: _Walk, dim: int) -> tuple[dict[str, None], list[Str
     return readers, reads
 
 
-def random_rotation(dim: int, keep_ones: bool, seed: int = 0) -> torch.Tensor:
-    """A random orthogonal matrix [dim, dim] in float64; with ``keep_ones`` it maps the vector of ones to itself."""
-    generator = torch.Generator().manual_seed(seed)
-    if not keep_ones:
-        return torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
-    columns = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    columns[:, 0] = 1.0
-    basis = torch.linalg.qr(columns)[0]  # first column along the ones
-    inner = torch.eye(dim, dtype=torch.float64)
-    inner[1:, 1:] = torch.linalg.qr(torch.randn(dim - 1, dim - 1, generator=generator, dtype=torch.float64))[0]
-    return basis @ inner @ basis.T
-
-
-def rotated(tensor: torch.Tensor, axis: int, rotation: torch.Tensor) -> torch.Tensor:
-    """Rotate the channels of a parameter that lie along ``axis``: every vector v there becomes Q·v."""
+def rotated(tensor: torch.Tensor, axis: int, turn: Turn) -> torch.Tensor:
+    """Rotate the channels of a parameter that lie along ``axis`` (``turn`` rotates vectors along the last axis)."""
     moved = tensor.movedim(axis, -1)
-    return (moved.to(rotation.dtype) @ rotation.T).to(tensor.dtype).movedim(-1, axis).contiguous()
+    return turn(moved.float()).to(tensor.dtype).movedim(-1, axis).contiguous()
 
 
 def stream_edits(
-    model: Model, all_norms: Iterable[NormSite], stream: ResidualStream, rotation: torch.Tensor,
+    model: Model, all_norms: Iterable[NormSite], stream: ResidualStream, turn: Turn,
     prefix: str = "", skip: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """New values of the stream's parameters whose names begin with ``prefix`` and with none of ``skip``.
 
-    Gains are folded into the readers (a norm's shift b stays in the norm as Q·(b / gain)), then all is rotated.
+    Gains are folded into the readers (a norm's shift b stays in the norm as Q·(b / gain)), then all is rotated;
+    ``turn`` maps vectors v along the last axis to Q·v.
 
     Raises:
         NotOffered: when a gain is zero where the norm has a shift.
@@ -275,7 +263,7 @@ def stream_edits(
     edits: dict[str, torch.Tensor] = {}
     for item in stream.writes:
         if wanted(item.name):
-            edits[item.name] = rotated(model.read_parameter(item.name), item.axis, rotation)
+            edits[item.name] = rotated(model.read_parameter(item.name), item.axis, turn)
     for item in stream.reads:
         if not wanted(item.name):
             continue
@@ -284,10 +272,10 @@ def stream_edits(
         if norm is not None and norm.weight is not None:
             gain = norm_gain(model, norm).to(value.dtype)
             value = value * (gain if item.axis == value.dim() - 1 else gain.unsqueeze(-1))
-        edits[item.name] = rotated(value, item.axis, rotation)
+        edits[item.name] = rotated(value, item.axis, turn)
     for norm in norms.values():
         if norm.weight is not None and wanted(f"{norm.path}.{norm.weight}"):
-            edits.update(_plain_norm(model, norm, rotation))
+            edits.update(_plain_norm(model, norm, turn))
     return edits
 
 
@@ -297,12 +285,12 @@ def norm_gain(model: Model, norm: NormSite) -> torch.Tensor:
     return model.read_parameter(f"{norm.path}.{norm.weight}") + norm.offset
 
 
-def _plain_norm(model: Model, norm: NormSite, rotation: torch.Tensor) -> dict[str, torch.Tensor]:
+def _plain_norm(model: Model, norm: NormSite, turn: Turn) -> dict[str, torch.Tensor]:
     gain = norm_gain(model, norm)
     edits = {f"{norm.path}.{norm.weight}": torch.full_like(gain, 1.0 - norm.offset)}
     if norm.bias is not None:
         shift = model.read_parameter(f"{norm.path}.{norm.bias}")
         if bool(((gain == 0) & (shift != 0)).any()):
             raise NotOffered(f"{norm.path} has a shift where its gain is zero")
-        edits[f"{norm.path}.{norm.bias}"] = rotated(shift / torch.where(gain == 0, 1.0, gain), 0, rotation)
+        edits[f"{norm.path}.{norm.bias}"] = rotated(shift / torch.where(gain == 0, 1.0, gain), 0, turn)
     return edits
