@@ -30,7 +30,7 @@ from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
-from bitwright.jobs.installing import forget_float, install_module
+from bitwright.jobs.installing import forget_float, install_module, restore_float
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.online import run_online
 from bitwright.stages.quantizer import Quantizer, WeightContext
@@ -54,6 +54,9 @@ class Engine:
         batches: calibration batches (may be empty for a recipe that reads no data).
         given: results of statistics that need the whole model (weight gradients), by path.
         importance: mean squared gradients at unit outputs, by unit name and batch, for learning losses.
+        probe: a tiny batch that is carried through every finished unit; ``probe_output`` is then what the quantized
+            model in memory answers, to be compared with the model that is read back from disk.
+        release: give a unit's quantized modules back once it is finished (it was written).
     """
 
     recipe: Recipe
@@ -65,6 +68,8 @@ class Engine:
     twin: Model | None = None
     given: Mapping[str, Mapping[Statistic, Any]] = field(default_factory=dict)
     importance: Callable[[str, int], Tensor | None] = lambda unit, index: None
+    probe: Batch | None = None
+    release: bool = False
     spill: Path | None = None
     window_bytes: int | None = None
     progress: Progress = lambda text, share: None
@@ -79,6 +84,8 @@ class Engine:
         self.float_runner = self.work_runner if self.twin is None else Runner(self.twin, self.structure, self.batches)
         self.quantized = HiddenStates(len(self.batches), self.window_bytes, self.spill)
         self.float = HiddenStates(len(self.batches), self.window_bytes, self.spill)
+        self.probe_runner = None if self.probe is None else Runner(self.model, self.structure, [self.probe])
+        self.probe_output: Tensor | None = None
         self.transforms_model = transforms_by_scope(self.recipe.transforms, "model")
         self.transforms_block = transforms_by_scope(self.recipe.transforms, "block")
 
@@ -108,7 +115,7 @@ class Engine:
             self._static_ranges(unit, result)
             self._changed(view, result)
             self._advance(unit, after)
-            forget_float(self.model.module, list(result.modules))
+            self._release(result)
         result.seconds = time.perf_counter() - started
         return result
 
@@ -130,6 +137,13 @@ class Engine:
             for module_result in result.modules.values():
                 install_module(self.model.module, module_result, cache_weights=True)
             self._advance(unit, after)
+            self._release(result)
+
+    def _release(self, result: UnitResult) -> None:
+        """Let go of what the unit held: its float modules, or (written to disk) its quantized ones."""
+        if self.release:
+            restore_float(self.model.module, list(result.modules))
+        else:
             forget_float(self.model.module, list(result.modules))
 
     def _view(self, unit: Unit) -> UnitView:
@@ -349,6 +363,9 @@ class Engine:
     def _advance(self, unit: Unit, after: HiddenStates | None) -> None:
         if after is not None:
             self.float = after
+        if self.probe_runner is not None:
+            with torch.no_grad():
+                self.probe_output = self.probe_runner.run(unit, 0, self.probe_output)
         if not self.reads_quantized or unit.kind in ("suffix", "whole"):
             return
         with torch.no_grad():

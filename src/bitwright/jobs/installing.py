@@ -17,7 +17,7 @@ def install_module(root: nn.Module, result: ModuleResult, *, cache_weights: bool
     """
     entry = ModuleEntry(
         result.kind,
-        result.weight.to_tensors()[1] if result.weight is not None else None,
+        result.packed()[1] if result.weight is not None else None,
         result.input_format,
         result.online,
         result.bias is not None,
@@ -39,3 +39,12 @@ def forget_float(root: nn.Module, paths: list[str]) -> None:
     """Let go of the float modules of a finished unit."""
     for path in paths:
         root.get_submodule(path).__dict__.pop("float_source", None)
+
+
+def restore_float(root: nn.Module, paths: list[str]) -> None:
+    """Put the float modules of a finished unit back, so that the unit can be emptied and its memory freed."""
+    for path in paths:
+        kept = root.get_submodule(path).__dict__.get("float_source")
+        if kept is not None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(root.get_submodule(parent), leaf, kept)

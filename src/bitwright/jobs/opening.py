@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bitwright.errors import InputError
 from bitwright.jobs.choice import Choice, choose, stream_needs
 from bitwright.jobs.runner import Batch
 from bitwright.models import Model, Structure, discover, open_model
+from bitwright.models.calling import example_inputs
 from bitwright.recipes import Recipe
 
 Calibration = TokenData | ImageData | Sequence[Batch] | None
@@ -29,6 +30,7 @@ class Job:
         out: output folder; ``None`` keeps the result in memory.
         max_memory: cap of anonymous memory above the start, bytes; ``None`` for no cap.
         batch_size: sequences (images) per forward pass.
+        verify: carry a probe through the job and compare it with the model that is read back from disk.
     """
 
     model: str | Path | nn.Module
@@ -39,7 +41,7 @@ class Job:
     strict: bool = False
     max_memory: int | None = None
     batch_size: int = 8
-    example: Batch | None = field(default=None)
+    verify: bool = True
 
 
 @dataclass
@@ -78,7 +80,7 @@ def open_job(job: Job) -> Opened:
     folder = not isinstance(job.model, nn.Module)
     model = open_model(job.model, stream=folder)
     batches = make_batches(job.data, job.batch_size)
-    example = job.example or (one_row(batches[0]) if batches else None)
+    example = one_row(batches[0]) if batches else None
     structure = discover(model, example)
     choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
@@ -105,3 +107,10 @@ def one_row(batch: Batch) -> Batch:
     """The first sequence (image) of a batch."""
     return {k: v[:1] if isinstance(v, Tensor) else v for k, v in batch.items()}
 
+
+
+def probe_batch(job: Job, opened: Opened) -> Batch:
+    """A tiny input: at most 64 tokens of one calibration sequence, one image, or what the model's config suggests."""
+    if opened.batches:
+        return {k: v[:1, :64] if k in ("input_ids", "attention_mask") else v[:1] for k, v in opened.batches[0].items()}
+    return {k: v for k, v in example_inputs(opened.model.module).items() if isinstance(v, Tensor)}

@@ -26,10 +26,18 @@ class ModuleResult:
     input_zero: Tensor | None = None
     online: tuple[OnlineOperation, ...] = ()
     error: float = 0.0
+    _packed: tuple[QuantizedTensor, dict[str, Tensor], dict[str, Any]] | None = field(default=None, repr=False)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weight's packed tensors and their metadata; packed once."""
+        assert self.weight is not None
+        if self._packed is None or self._packed[0] is not self.weight:
+            self._packed = (self.weight, *self.weight.to_tensors())
+        return self._packed[1], self._packed[2]
 
     def manifest(self) -> dict[str, Any]:
         """The module's entry in the manifest (see ``docs/formats.md``)."""
-        meta = self.weight.to_tensors()[1] if self.weight is not None else None
+        meta = self.packed()[1] if self.weight is not None else None
         return {
             "kind": self.kind,
             "transposed": self.transposed,
@@ -43,7 +51,7 @@ class ModuleResult:
         """Named tensors as they are stored."""
         found: dict[str, Tensor] = {}
         if self.weight is not None:
-            for key, value in self.weight.to_tensors()[0].items():
+            for key, value in self.packed()[0].items():
                 found[f"{self.path}.weight_{key.replace('.', '_')}"] = value
         if self.bias is not None:
             found[f"{self.path}.bias"] = self.bias

@@ -21,7 +21,7 @@ from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.journal import Journal
-from bitwright.jobs.opening import Job, Opened, open_job
+from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, Output, prepare_folder, publish
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
@@ -174,6 +174,8 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
         progress(unit.name, unit.index + 1, total, 1.0)
     manifest = build_manifest(job, results)
     job_result = JobResult(job, opened, results, events.entries, 0.0, 0, manifest, resumed=len(finished))
+    if engine.probe is not None:
+        job_result.extra["probe"] = (engine.probe, engine.probe_output)
     if output is not None:
         from bitwright.jobs.report import report_files
 
@@ -193,6 +195,8 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engi
         twin=opened.twin,
         given=weight_gradients(job, opened),
         importance=unit_importance(job, opened),
+        probe=probe_batch(job, opened) if job.verify and job.out is not None else None,
+        release=work is not None and opened.model.streamed,
         spill=None if work is None else work / "hidden",
         window_bytes=window,
     )

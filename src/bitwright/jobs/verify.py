@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,37 +36,30 @@ class Verification:
         return asdict(self)
 
 
-def verify(folder: Path, result: JobResult, batches: Sequence[Batch], tolerance: float = 1e-4) -> Verification:
+def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, tolerance: float = 1e-4) -> Verification:
     """Check a finished folder against the job that wrote it.
 
-    ``batches`` are a few inputs to run; where the working model was streamed, its blocks were let go and only the
-    file is run (its outputs must be finite).
+    Every tensor is scanned; the model is read back (``skeleton`` is its float network where no config rebuilds it) and
+    run on the probe that the job carried through its units in memory.
     """
     checkpoint = Checkpoint.open(folder)
     bad = tuple(name for name in checkpoint.tensors if not _sound(name, checkpoint.load(name)))
     lost = lost_tensors(result, checkpoint)
     difference = None
-    if batches:
-        skeleton = result.extra.get("float_module")
-        loaded = load(folder, skeleton) if skeleton is not None else load(folder)
-        reference = result.extra.get("module")
-        difference = outputs_difference(loaded, reference, batches)
+    if "probe" in result.extra:
+        batch, expected = result.extra["probe"]
+        difference = output_difference(load(folder, skeleton), batch, expected)
     ok = not bad and not lost and (difference is None or difference <= tolerance)
     return Verification(ok, difference, bad, lost, _text(ok, difference, bad, lost, tolerance))
 
 
-def outputs_difference(loaded: nn.Module, reference: nn.Module | None, batches: Sequence[Batch]) -> float:
+def output_difference(loaded: nn.Module, batch: Batch, expected: Tensor) -> float:
     """Largest difference of outputs over the largest output; infinite where an output is not finite."""
-    worst = 0.0
     with torch.no_grad():
-        for batch in batches:
-            y = logits_of(loaded(**batch)).float()
-            if not bool(torch.isfinite(y).all()):
-                return float("inf")
-            if reference is not None:
-                z = logits_of(reference(**batch)).float()
-                worst = max(worst, float((y - z).abs().max() / z.abs().max().clamp_min(1e-30)))
-    return worst
+        y = logits_of(loaded(**batch)).float()
+    if not bool(torch.isfinite(y).all()):
+        return float("inf")
+    return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:

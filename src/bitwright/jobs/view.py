@@ -85,8 +85,12 @@ class UnitView:
         self.removed: list[str] = []
         self.online: dict[str, list[OnlineOperation]] = {}
         self.cache_online: dict[str, list[OnlineOperation]] = {}
+        offsets = {n.path: n.offset for n in structure.norms}
         self.pairs = tuple(
-            PairView(p.kind, p.source, tuple(p.sinks), p.repeat, p.head_dim)
+            PairView(
+                p.kind, p.source, tuple(p.sinks), p.repeat, p.head_dim, p.rows, tuple(p.through),
+                offsets.get(p.source, 0.0),
+            )  # fmt: skip
             for p in structure.pairs
             if self._inside(p.source) and all(self._inside(s) for s in p.sinks)
         )

@@ -21,7 +21,9 @@ class PairView:
 
     ``kind`` is ``norm_linear``, ``linear_linear``, ``conv_conv`` or ``batchnorm_conv``. Output channel c of the source
     feeds input channels of each sink; with ``repeat > 1`` (grouped queries) the source's heads of ``head_dim`` rows
-    serve ``repeat`` consecutive heads of the sink.
+    serve ``repeat`` consecutive heads of the sink. ``rows`` are the source's rows that take part, in channel order
+    (all if ``None``); ``through`` are norms on the way that scale with the source; ``offset`` is what a norm's library
+    adds to its stored weight.
     """
 
     kind: str
@@ -29,6 +31,9 @@ class PairView:
     sinks: tuple[str, ...]
     repeat: int = 1
     head_dim: int = 0
+    rows: tuple[int, ...] | None = None
+    through: tuple[str, ...] = ()
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)

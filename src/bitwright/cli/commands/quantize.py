@@ -1,0 +1,59 @@
+"""``bitwright quantize``: a checkpoint in, a verified low-bit checkpoint out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.options import Json, NoVerify, Out, Seed, Strict, Threads, use_threads
+from bitwright.cli.output import Output
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Folder with config.json and safetensors, or `zoo`, `zoo:digits`.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe; `bitwright recipes` lists them.")] = "gptq",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: a parameter, or a slot from another recipe.")
+    ] = None,
+    weights: Annotated[str, typer.Option("--weights", "-w", help="Weight format, e.g. 'int4 g128 asym'.")] = "",
+    bits: Annotated[int, typer.Option("--bits", help="Short for --weights 'intN g128 asym'.", min=0, max=8)] = 0,
+    data: Annotated[str, typer.Option("--data", help="Calibration text, jsonl, token ids, or `zoo`.")] = "",
+    sequences: Annotated[int, typer.Option(help="Calibration sequences (images); the recipe's own if 0.", min=0)] = 0,
+    length: Annotated[int, typer.Option(help="Tokens per sequence; the recipe's own if 0.", min=0)] = 0,
+    out: Out = None,
+    max_memory: Annotated[str, typer.Option("--max-memory", help="Cap of added memory, e.g. 2GB.")] = "",
+    seed: Seed = 0,
+    threads: Threads = None,
+    strict: Strict = False,
+    no_verify: NoVerify = False,
+    json: Json = False,
+) -> None:
+    """Quantize a model into a folder that transformers can load; the same command resumes after an interruption."""
+    from bitwright.cli.progress import job_progress
+    from bitwright.jobs.command import quantize_request, size
+    from bitwright.jobs.request import Request, default_out, parse_settings
+
+    with Output(json) as output:
+        use_threads(threads)
+        request = Request(
+            model, recipe, parse_settings(settings or []), weights or (f"int{bits} g128 asym" if bits else ""),
+            data, sequences, length, str(out) if out else "", seed, size(max_memory), strict,
+        )  # fmt: skip
+        if not request.out:
+            import dataclasses
+
+            request = dataclasses.replace(request, out=str(default_out(request)))
+        with job_progress() as progress:
+            summary = quantize_request(request, progress, check=not no_verify)
+        output.result(summary)
+        output.table(
+            ["", ""],
+            [
+                ("folder", summary["out"]), ("recipe", summary["recipe"]),
+                ("bits per quantized weight", f"{summary['bits_per_weight']:.3f}"),
+                ("bytes of tensors", f"{summary['bytes']:,}"), ("seconds", f"{summary['seconds']:.1f}"),
+                ("peak memory added", f"{summary['peak_memory_bytes'] / 1e6:.0f} MB"),
+                ("events", len(summary["events"])), ("verified", summary["verified"]),
+            ],
+        )  # fmt: skip

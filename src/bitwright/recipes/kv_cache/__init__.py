@@ -1,0 +1,1 @@
+"""Recipes that code the key-value cache."""

@@ -1,0 +1,1 @@
+"""Recipes made for convolutional networks."""

@@ -1,0 +1,1 @@
+"""Recipes that code weights and activations."""

@@ -1,0 +1,120 @@
+"""AWQ: scale salient input channels up before the rounding, by a search over one exponent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.events import Events
+from bitwright.stages.quantizer import Quantizer
+from bitwright.stages.solve import quantize_weight
+from bitwright.stages.transforms.base import Block, PairView, Scope, TransformReport
+from bitwright.stages.transforms.pair import scale_pair, shared_scale
+from bitwright.statistics import ChannelMeans, Hessian, Statistic
+
+
+@dataclass(frozen=True)
+class ActivationAwareScaling:
+    """``s = mean|x|^alpha`` with alpha from a grid, chosen by the error of the unit's output (Lin et al. 2023, eq. 5).
+
+    The candidate weights ``Q(W s) / s`` of one pair's sinks are put into the float unit, which is run on
+    ``batches`` calibration batches; the alpha with the smallest squared change of the output wins. Rounding in the
+    search is to nearest in the recipe's format. Pairs are searched in the order of the unit's flow.
+
+    What differs from the published code: it runs the attention or MLP module that contains the pair, here the whole
+    block is run (it is what discovery knows, and one residual further from the rounding).
+    """
+
+    points: int = 20
+    batches: int = 2
+    kinds: tuple[str, ...] = ("norm_linear", "linear_linear")
+
+    @property
+    def scope(self) -> Scope:
+        """Needs the unit's own statistics."""
+        return "block"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Mean magnitudes of the float model's activations."""
+        return (ChannelMeans("float"),)
+
+    def apply(
+        self,
+        block: Block,
+        statistics: Mapping[str, Mapping[Statistic, Any]],
+        seed: int,
+        events: Events,
+    ) -> TransformReport:
+        """Search and fold the scales of every pair of the unit."""
+        places: list[tuple[str, Mapping[str, float]]] = []
+        for pair in block.pairs:
+            quantizers = {sink: block.quantizer(sink) for sink in pair.sinks}
+            if pair.kind not in self.kinds or all(q is None for q in quantizers.values()):
+                continue
+            means = statistics.get(pair.sinks[0], {}).get(ChannelMeans("float"))
+            if means is None or means.count == 0:
+                events.record("no calibration signal", pair.sinks[0], "not scaled: the layer was never called")
+                continue
+            alpha, gain, s = self._search(block, pair, quantizers, means.mean_abs)
+            if alpha > 0:
+                scale_pair(block, pair, s)
+            places.append((pair.source, {"alpha": alpha, "error_ratio": gain}))
+        return TransformReport("activation-aware scaling", tuple(places))
+
+    def _search(
+        self, block: Block, pair: PairView, quantizers: Mapping[str, Quantizer | None], magnitude: Tensor
+    ) -> tuple[float, float, Tensor]:
+        reference = block.outputs({}, self.batches)
+        weights = {sink: block.weight(sink) for sink, q in quantizers.items() if q is not None}
+        best: tuple[float, float, Tensor] | None = None
+        first = 0.0
+        for step in range(self.points):
+            alpha = step / self.points
+            s = shared_scale(pair, channel_scale(magnitude, alpha))
+            trial = {}
+            for sink, w in weights.items():
+                quantizer = quantizers[sink]
+                assert quantizer is not None
+                trial[sink] = quantize_weight(w * s, Quantizer(quantizer.format)).dequantize() / s
+            error = squared_difference(block.outputs(trial, self.batches), reference)
+            if step == 0:
+                first = error
+            if best is None or error < best[1]:
+                best = (alpha, error, s)
+        assert best is not None
+        return best[0], best[1] / first if first else 1.0, best[2]
+
+
+def channel_scale(magnitude: Tensor, alpha: float) -> Tensor:
+    """``magnitude^alpha`` normalised so that the geometric mean of its extremes is 1; 1 for silent channels."""
+    s = magnitude.clamp_min(1e-4).pow(alpha)
+    return s / (s.max() * s.min()).sqrt()
+
+
+def squared_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """Mean squared difference over all batches."""
+    total = sum(float((y - z).square().sum(dtype=torch.float64)) for y, z in zip(outputs, reference, strict=True))
+    return total / sum(z.numel() for z in reference)
+
+
+@dataclass(frozen=True)
+class OutputClip:
+    """AWQ's second search: shrink each group's range to the one with the smallest output error.
+
+    The error of a group is ``(w - w_hat) H_gg (w - w_hat)^T`` with the Hessian block of its columns, which is the mean
+    squared change of the group's contribution to the output. Clipping is searched over ``points`` steps down to
+    ``1 - depth`` of the full range.
+    """
+
+    points: int = 10
+    depth: float = 0.5
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The Hessian of the scaled float inputs."""
+        return (Hessian("float"),)
