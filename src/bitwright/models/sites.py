@@ -29,7 +29,11 @@ _PRODUCTS: dict[str, tuple[str, int, int, int, bool]] = {
     "embedding": ("embedding", 0, 1, -1, False),
     "embedding_bag": ("embedding", 0, 1, -1, False),
 }
-_COPIES = frozenset({"to", "float", "type", "type_as", "contiguous", "clone", "detach", "half", "bfloat16", "double"})
+# Operations whose result is the whole parameter in another dtype, memory or shape.
+_COPIES = frozenset({
+    "to", "float", "type", "type_as", "contiguous", "clone", "detach", "half", "bfloat16", "double", "T", "mT", "t",
+    "transpose", "permute", "view", "reshape", "data",
+})  # fmt: skip
 _KEYWORDS = {"input": 0, "weight": 1, "bias": 2}
 PROBE_TOLERANCE = 1e-4
 
@@ -122,8 +126,11 @@ def _origins(run: Run) -> dict[int, str]:
     """Values that are a parameter or a plain copy of one."""
     origins = dict(run.constants)
     for op in run.ops:
-        if op.name in _COPIES and op.inputs and op.inputs[0][1].key in origins and op.outputs:
-            origins.setdefault(op.outputs[0].key, origins[op.inputs[0][1].key])
+        if op.name not in _COPIES or len(op.outputs) != 1 or not op.inputs:
+            continue
+        given, made = op.inputs[0][1], op.outputs[0]
+        if given.key in origins and _product(given.shape) == _product(made.shape):
+            origins.setdefault(made.key, origins[given.key])
     return origins
 
 
