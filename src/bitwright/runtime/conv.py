@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.formats import Format, QuantizedTensor
@@ -38,6 +39,7 @@ class QuantConv2d(QuantModule):
         online: Sequence[OnlineOperation] = (),
         cache_weights: bool = False,
         table: Table = TABLE,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.geometry = geometry
         super().__init__(
@@ -51,6 +53,7 @@ class QuantConv2d(QuantModule):
             online=online,
             cache_weights=cache_weights,
             table=table,
+            dtype=dtype,
         )
 
     @classmethod
@@ -64,6 +67,7 @@ class QuantConv2d(QuantModule):
         online: Sequence[OnlineOperation] = (),
         cache_weights: bool = False,
         table: Table = TABLE,
+        dtype: torch.dtype = torch.float32,
     ) -> QuantConv2d:
         """Make the module of a flattened quantized weight; ``geometry`` is ``ConvGeometry.of(float module)``."""
         tensors, meta = weight.to_tensors()
@@ -79,6 +83,7 @@ class QuantConv2d(QuantModule):
             online=online,
             cache_weights=cache_weights,
             table=table,
+            dtype=dtype,
         )
 
     @classmethod
@@ -104,9 +109,14 @@ class QuantConv2d(QuantModule):
             input_zero=None if input is None else input.zero,
             online=online,
             table=table,
+            dtype=weight.dtype,
         )
         made.weight = nn.Parameter(weight, requires_grad=False)
         return made
+
+    def replaced_weight(self) -> Tensor:
+        """The float weight ``[out, in / groups, kh, kw]``."""
+        return super().replaced_weight().view(self.shape[0], -1, *self.geometry.kernel_size)
 
     def input_features(self) -> int:
         """Input channels (the weight's columns cover one group's kernel windows)."""

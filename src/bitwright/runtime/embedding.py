@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor
@@ -30,8 +30,7 @@ class QuantEmbedding(QuantModule):
         cache_weights: bool = False,
         table: Table = TABLE,
     ) -> None:
-        super().__init__(weight, meta, shape, cache_weights=cache_weights, table=table)
-        self.dtype = dtype
+        super().__init__(weight, meta, shape, cache_weights=cache_weights, table=table, dtype=dtype)
 
     @classmethod
     def from_quantized(
@@ -67,8 +66,3 @@ class QuantEmbedding(QuantModule):
         choice, prepared = self.kernel_for(ids, self.dtype, ids.numel())
         y: Tensor = choice.kernel.run(ids, prepared, self.dtype)
         return y
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # The results follow the dtype of the model, as those of the float table would.
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return super()._apply(fn, recurse)

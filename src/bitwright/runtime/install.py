@@ -42,17 +42,10 @@ def install(
     """
     for path in manifest.removed:
         _replace(model, path, nn.Identity())
-    made: dict[str, QuantModule] = {}
     for path, entry in manifest.modules.items():
         source = _submodule(model, path)
-        if entry.tied_to is None:
-            made[path] = _make(path, entry, source, tensors, cache_weights, table)
-    for path, entry in manifest.modules.items():
-        if entry.tied_to is not None:
-            made[path] = _tied(path, entry, model, made, tensors, cache_weights, table)
-    for path, module in made.items():
-        module.train(_submodule(model, path).training)
-        _replace(model, path, module)
+        made = _make(path, entry, source, tensors, cache_weights, table)
+        _replace(model, path, made.train(source.training))
     return model
 
 
@@ -77,13 +70,13 @@ def _make(
         made = QuantConv2d(
             weight, entry.weight, shape, bias, ConvGeometry.of(source),
             input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
-            cache_weights=cache_weights, table=table,
+            cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
         )  # fmt: skip
     else:
         made = QuantLinear(
             weight, entry.weight, shape, bias,
             input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
-            cache_weights=cache_weights, table=table,
+            cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
         )  # fmt: skip
         made.transposed = entry.transposed
     if entry.weight is None:
@@ -105,29 +98,6 @@ def _embedding(
         raise InputError(f"the embedding {path} can only have a quantized weight; quantize again")
     dtype = _weight_of(path, source).dtype
     return QuantEmbedding(weight, entry.weight, shape, dtype=dtype, cache_weights=cache_weights, table=table)
-
-
-def _tied(
-    path: str,
-    entry: ModuleEntry,
-    model: nn.Module,
-    made: Mapping[str, QuantModule],
-    tensors: Mapping[str, Tensor],
-    cache_weights: bool,
-    table: Table,
-) -> QuantModule:
-    """A module that shares the packed weight of another one."""
-    owner = made.get(entry.tied_to or "")
-    if owner is None or owner.weight_meta is None:
-        raise InputError(f"{path} is tied to {entry.tied_to}, which has no quantized weight; quantize again")
-    if entry.kind == "conv":
-        raise InputError(f"the convolution {path} cannot share a weight; quantize again")
-    source = _submodule(model, path)
-    shared = {f"{path}.{buffer_name(key)}": owner.get_buffer(buffer_name(key)) for key in owner.weight_keys}
-    whole = ModuleEntry(
-        entry.kind, owner.weight_meta, entry.input, entry.online, entry.bias, entry.transposed, entry.tied_to
-    )
-    return _make(path, whole, source, {**tensors, **shared}, cache_weights, table)
 
 
 def packed_tensors(path: str, meta: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,6 +38,7 @@ class QuantLinear(QuantModule):
         transposed: bool = False,
         cache_weights: bool = False,
         table: Table = TABLE,
+        dtype: torch.dtype = torch.float32,
     ) -> QuantLinear:
         """Make the module of a quantized weight ``[out, in]``.
 
@@ -54,6 +56,7 @@ class QuantLinear(QuantModule):
             online=online,
             cache_weights=cache_weights,
             table=table,
+            dtype=dtype,
         )
         made.transposed = transposed
         return made
@@ -81,10 +84,16 @@ class QuantLinear(QuantModule):
             input_zero=None if input is None else input.zero,
             online=online,
             table=table,
+            dtype=weight.dtype,
         )
         made.transposed = transposed
         made.weight = nn.Parameter(weight, requires_grad=False)
         return made
+
+    def replaced_weight(self) -> Tensor:
+        """The float weight ``[out, in]``, or ``[in, out]`` where the float module kept that."""
+        weight = super().replaced_weight()
+        return weight.T if self.transposed else weight
 
     @property
     def in_features(self) -> int:

@@ -18,18 +18,14 @@ KINDS = ("linear", "conv", "embedding")
 _KEYS = {
     "quant_method", "format_version", "recipe", "bitwright_version", "modules", "removed", "kv_cache",
 }  # fmt: skip
-_MODULE_KEYS = {"kind", "transposed", "weight", "input", "online", "bias", "tied_to"}
+_MODULE_KEYS = {"kind", "transposed", "weight", "input", "online", "bias"}
 _CACHE_KEYS = {"key", "value", "window"}
 _SIDE_KEYS = {"format", "online"}
 
 
 @dataclass(frozen=True)
 class ModuleEntry:
-    """One quantized module: kind, metadata of its weight (``None``: float), input format, online operations, bias.
-
-    ``tied_to`` names a module whose packed weight this one shares (a head tied to a quantized embedding); then no
-    tensors of the weight are stored for it.
-    """
+    """One quantized module: kind, metadata of its weight (``None``: float), input format, online operations, bias."""
 
     kind: str
     weight: Mapping[str, Any] | None
@@ -37,7 +33,6 @@ class ModuleEntry:
     online: tuple[OnlineOperation, ...]
     bias: bool
     transposed: bool = False
-    tied_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +121,10 @@ def _module(path: str, raw: Any) -> ModuleEntry:
     given = raw.get("input")
     if given is not None:
         _known(given, {"format"}, f"modules[{path}].input")
-    weight, tied_to = raw.get("weight"), raw.get("tied_to")
+    weight = raw.get("weight")
     if weight is not None and not isinstance(weight, Mapping):
         raise InputError(f"the metadata of {path}'s weight is damaged; quantize again")
-    if weight is None and given is None and not raw.get("online") and tied_to is None:
+    if weight is None and given is None and not raw.get("online"):
         raise InputError(f"the manifest's entry of {path} quantizes nothing; quantize again")
     return ModuleEntry(
         kind=kind,
@@ -138,7 +133,6 @@ def _module(path: str, raw: Any) -> ModuleEntry:
         online=online_operations(raw.get("online")),
         bias=bool(raw.get("bias", False)),
         transposed=bool(raw.get("transposed", False)),
-        tied_to=None if tied_to is None else str(tied_to),
     )
 
 

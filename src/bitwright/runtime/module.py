@@ -33,8 +33,10 @@ class QuantModule(nn.Module):
     """Base of :class:`QuantLinear`, :class:`QuantConv2d` and :class:`QuantEmbedding`.
 
     The packed tensors of the weight are buffers named ``weight_<key>`` (dots become underscores), static input
-    parameters ``input_scale`` and ``input_zero``. Moving to another device moves them; changing the dtype of the
-    model (``model.half()``) leaves their types alone, because a rounded scale would be another model.
+    parameters ``input_scale`` and ``input_zero``. Moving to another device moves them; changing the dtype of the model
+    (``model.half()``) leaves their types alone, because a rounded scale would be another model. Reading ``weight``
+    gives the float weight in the layout of the module that was replaced, made new each time, so that a network whose
+    own code reads it still runs.
     """
 
     op = ""
@@ -55,6 +57,7 @@ class QuantModule(nn.Module):
         online: Sequence[OnlineOperation] = (),
         cache_weights: bool = False,
         table: Table = TABLE,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Take packed tensors (by their keys in ``QuantizedTensor.to_tensors``) and their ``meta``.
 
@@ -77,6 +80,7 @@ class QuantModule(nn.Module):
         self.online = tuple(online)
         self.cache_weights = cache_weights
         self.table = table
+        self.dtype = dtype
         self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
         if input_format is not None:
             self._check_input(input_format)
@@ -122,6 +126,17 @@ class QuantModule(nn.Module):
         if packed is None:
             return self.get_parameter("weight").to(dtype)
         return packed.dequantize(dtype)
+
+    def replaced_weight(self) -> Tensor:
+        """The float weight in the shape and dtype that the replaced module had."""
+        if any(tensor.is_meta for tensor in self.buffers()):
+            return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        return self.dequantized(self.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.__dict__.get("weight_meta") is not None:
+            return self.replaced_weight()
+        return super().__getattr__(name)
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -182,6 +197,8 @@ class QuantModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self.forget_prepared()
+        # The dtype that results and the float weight have follows the model, as the replaced module's would.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         kept = {name: self._buffers.pop(name) for name in tuple(self._buffers) if self._keeps_type(name)}
         try:
             super()._apply(fn, recurse)
