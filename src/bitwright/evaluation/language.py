@@ -115,17 +115,17 @@ def _token_scores(logits: Tensor, targets: Tensor, expected: Tensor | None) -> T
     piece = max(1, CHUNK_BYTES // (4 * vocabulary))
     for begin in range(0, tokens, piece):
         part = slice(begin, begin + piece)
-        log_probs = log_probabilities(logits[part]).cpu()
-        target = targets[part]
+        log_probs = log_probabilities(logits[part])
+        target = targets[part].to(logits.device)
         best = log_probs.argmax(-1)
-        scores[part, 0] = -log_probs.gather(1, target[:, None])[:, 0].double()
-        scores[part, 1] = (best == target).double()
+        scores[part, 0] = -log_probs.gather(1, target[:, None])[:, 0].cpu().double()
+        scores[part, 1] = (best == target).cpu().double()
         if expected is not None:
-            want = expected[part].cpu()
+            want = expected[part].to(logits.device)
             weight = want.exp()
             gap = torch.where(weight > 0, want - log_probs, 0.0)  # 0 log 0 = 0
-            scores[part, 2] = (weight * gap).sum(-1).double()
-            scores[part, 3] = (best == want.argmax(-1)).double()
+            scores[part, 2] = (weight * gap).sum(-1).cpu().double()
+            scores[part, 3] = (best == want.argmax(-1)).cpu().double()
     return scores
 
 

@@ -27,13 +27,22 @@ def pearson(first: Tensor, second: Tensor) -> float:
     Raises:
         InputError: if they differ in length or have fewer than two values.
     """
-    if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
-        raise InputError("a correlation needs two rows of equal length, at least two values each; mend the data")
+    _check(first, second)
     a, b = first.double() - first.double().mean(), second.double() - second.double().mean()
     norm = float(a.norm() * b.norm())
     return float(a @ b) / norm if norm > 0 else math.nan
 
 
+def _check(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
+        raise InputError("a correlation needs two rows of equal length, at least two values each; mend the data")
+
+
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Return the rank correlation of two 1-D tensors: Pearson's of their ranks, ties sharing the mean rank."""
+    """Return the rank correlation of two 1-D tensors: Pearson's of their ranks, ties sharing the mean rank.
+
+    Raises:
+        InputError: as :func:`pearson`.
+    """
+    _check(first, second)
     return pearson(ranks(first), ranks(second))
