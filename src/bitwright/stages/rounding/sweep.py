@@ -80,7 +80,7 @@ class _State:
 
         A current weight is the best one while all later columns are free, also those of the span before it: column k
         of the span counts the change ``d_j = c_j - w_j`` of the earlier ones as if they were not going to be rounded.
-        With the feedback f of the finished columns that is ``d (I + U - G) = f + w G`` over the span.
+        With the feedback f of the finished columns that is ``d (I + U) = f`` over the span.
         """
         target = self.target[first:last]
         if last <= stop:
@@ -90,12 +90,7 @@ class _State:
             change = target.clone()
             self.add_feedback(change, 0, first, first, last)
         change -= target
-        system = self.upper[first:last, first:last]
-        if self.carry is not None:
-            carry = self.carry[first:last, first:last]
-            system = system - carry
-            change.addmm_(carry.t(), target)
-        change = torch.linalg.solve_triangular(system.t(), change, upper=False, unitriangular=True)
+        change = torch.linalg.solve_triangular(self.upper[first:last, first:last].t(), change, upper=False, unitriangular=True)
         self.bound.open(first, last, change.add_(target).t())
 
     def _round_run(self, x: Tensor, first: int, last: int) -> None:
