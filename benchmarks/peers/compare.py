@@ -1,0 +1,121 @@
+"""Evaluate every result in the work directory with one evaluator and write the table.
+
+Perplexity is over every token after BOS of each story alone; the divergence is KL(float || quantized) of the next-token
+distribution at the same positions, in nats per token. Both in fp32.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import math
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from exchange import arguments, decoder_linears, evaluation_tokens, load_model, results
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "benchmarks" / "results" / "peers_lm.json"
+PROTOCOL = (
+    "lm-stories260k; int asym per output row, decoder linears only; calibration 128 x 512 tokens of train_head.txt; "
+    "first 200 stories of valid.txt, each alone, BOS + story cut at 512, every token after BOS; KL(float || quantized)"
+)
+
+
+@dataclass
+class Quality:
+    """What the evaluator reports of one model."""
+
+    perplexity: float
+    kl: float
+
+
+class Evaluator:
+    """Holds the float model's answers so that each quantized model costs one pass; remembers what it has measured."""
+
+    def __init__(self, assets: Path, work: Path) -> None:
+        """Prepare; the model runs only when a result is new."""
+        self.assets, self.work = assets, work
+        self.memory = work / "quality.json"
+        self.known = json.loads(self.memory.read_text()) if self.memory.exists() else {}
+
+    @functools.cached_property
+    def model(self) -> torch.nn.Module:
+        """The model whose linear weights are replaced in turn; first in float."""
+        return load_model(self.assets)
+
+    @functools.cached_property
+    def stories(self) -> list[torch.Tensor]:
+        """The evaluation ids."""
+        return evaluation_tokens(self.work)
+
+    @functools.cached_property
+    def float_answers(self) -> list[torch.Tensor]:
+        """The float model's log-probabilities of each story; asked for before any weight is replaced."""
+        return [self._log_probabilities(story) for story in self.stories]
+
+    @torch.inference_mode()
+    def _log_probabilities(self, story: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(self.model(story, use_cache=False).logits[0, :-1], dim=-1)
+
+    def quality(self, weights: dict[str, torch.Tensor]) -> Quality:
+        """Perplexity and divergence of the model with `weights` in place of its own linear weights (none: float)."""
+        digest = hashlib.sha256()
+        for name in sorted(weights):
+            digest.update(name.encode() + weights[name].numpy().tobytes())
+        key = digest.hexdigest()[:16]
+        if key not in self.known:
+            self.known[key] = asdict(self._measured(weights))
+            self.memory.write_text(json.dumps(self.known, indent=1) + "\n")
+        return Quality(**self.known[key])
+
+    @torch.inference_mode()
+    def _measured(self, weights: dict[str, torch.Tensor]) -> Quality:
+        answers, linears = self.float_answers, decoder_linears(self.model)
+        if weights and (different := set(linears) ^ {name.removesuffix(".weight") for name in weights}):
+            raise ValueError(f"the weights and the model's linear layers differ in {sorted(different)[:4]}")
+        for name, weight in weights.items():
+            linears[name.removesuffix(".weight")].weight.copy_(weight)
+        loss = divergence = 0.0
+        tokens = 0
+        for story, expected in zip(self.stories, answers, strict=True):
+            found = self._log_probabilities(story) if weights else expected
+            loss -= found.gather(1, story[0, 1:, None]).sum().item()
+            divergence += (expected.exp() * (expected - found)).sum().item()
+            tokens += len(found)
+        return Quality(math.exp(loss / tokens), divergence / tokens)
+
+
+def commit() -> str:
+    """The repository's commit, with a plus sign when tracked files differ from it."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True)
+    return head.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def main() -> None:
+    """Evaluate, print and write the rows."""
+    options = arguments(__doc__ or "", out={"type": Path, "default": TABLE})
+    evaluator = Evaluator(options.assets, options.work)
+    stamp = {"commit": commit(), "date": datetime.date.today().isoformat(), "protocol": PROTOCOL}
+    base = evaluator.quality({})
+    rows = [{"peer": "float", "method": "none", "bits": 32, "perplexity": base.perplexity, "kl": base.kl, **stamp}]
+    print(f"{'tool':16} {'method':12} bits perplexity        KL  seconds   load")
+    print(f"{'float':16} {'':12}   32 {base.perplexity:10.4f} {base.kl:9.5f}")
+    for result, weights in results(options.work):
+        found = evaluator.quality(weights)
+        print(
+            f"{result.peer:16} {result.method:12} {result.bits:4} {found.perplexity:10.4f} {found.kl:9.5f} "
+            f"{result.seconds:8.2f} {result.load_average:6.2f}"
+        )
+        rows.append({**vars(result), "perplexity": found.perplexity, "kl": found.kl, **stamp})
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
