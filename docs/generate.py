@@ -49,7 +49,7 @@ def readme_table(recipes: tuple[RecipeInfo, ...]) -> str:
 def first_sentence(recipe: RecipeInfo) -> str:
     """The first sentence of the recipe's docstring, on one line."""
     text = " ".join(recipe.summary.split())
-    return re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(".;")
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].rstrip(".")
 
 
 def family_page(family: str, recipes: list[RecipeInfo]) -> str:
