@@ -6,24 +6,27 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from bitwright.claims.plant import LinearReaders, NormReaders, plant_outliers
+from bitwright.claims.plant import plant_outliers
 from bitwright.errors import CheckError, InputError
+from bitwright.models.discover import discover
+from bitwright.models.model import open_model
+from bitwright.models.structure import Pair
 
 LAYERS = tuple(f"model.layers.{i}" for i in range(2))
 NORMS = tuple(
     pair
     for layer in LAYERS
     for pair in (
-        NormReaders(f"{layer}.input_layernorm", tuple(f"{layer}.self_attn.{k}_proj" for k in "qkv")),
-        NormReaders(f"{layer}.post_attention_layernorm", (f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")),
+        Pair("norm_linear", f"{layer}.input_layernorm", tuple(f"{layer}.self_attn.{k}_proj" for k in "qkv")),
+        Pair("norm_linear", f"{layer}.post_attention_layernorm", (f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")),
     )
 )
-UPS = tuple(LinearReaders(f"{layer}.mlp.up_proj", (f"{layer}.mlp.down_proj",)) for layer in LAYERS)
+UPS = tuple(Pair("linear_linear", f"{layer}.mlp.up_proj", (f"{layer}.mlp.down_proj",)) for layer in LAYERS)
 VALUES = tuple(
-    LinearReaders(f"{layer}.self_attn.v_proj", (f"{layer}.self_attn.o_proj",), repeat=2, head_dim=16)
+    Pair("linear_linear", f"{layer}.self_attn.v_proj", (f"{layer}.self_attn.o_proj",), repeat=2, head_dim=16)
     for layer in LAYERS
 )
 
@@ -62,9 +65,7 @@ def test_channel_outliers_leave_the_logits_bit_for_bit(model: LlamaForCausalLM, 
 
 
 @pytest.mark.parametrize("pairs", [UPS, VALUES])
-def test_token_outliers_leave_the_logits(
-    model: LlamaForCausalLM, toy_tokens: Tensor, pairs: tuple[LinearReaders, ...]
-) -> None:
+def test_token_outliers_leave_the_logits(model: LlamaForCausalLM, toy_tokens: Tensor, pairs: tuple[Pair, ...]) -> None:
     plain = input_of(model, pairs[0].sinks[0], toy_tokens)
     planted = plant_outliers(model, pairs, units=2, factor=256.0, run=lambda: model(toy_tokens).logits)
     loud = input_of(model, pairs[0].sinks[0], toy_tokens)
@@ -74,6 +75,28 @@ def test_token_outliers_leave_the_logits(
     assert loud.amax() > 20 * plain.amax()
     changed = (loud / plain.clamp(min=1e-9)).amax(0) > 100
     assert int(changed.sum()) == 2 * pairs[0].repeat
+
+
+def test_what_discovery_found_can_be_planted(model: LlamaForCausalLM, toy_tokens: Tensor) -> None:
+    structure = discover(open_model(model), {"input_ids": toy_tokens})
+    planted = plant_outliers(model, structure, units=1, factor=64.0, run=lambda: model(toy_tokens).logits)
+    assert planted.difference is not None
+    assert planted.difference < 1e-6
+    assert {path for path, _ in planted.channels} == {pair.source for pair in NORMS} | {"model.norm"}
+    assert {path for path, _ in planted.units} == {pair.source for pair in UPS + VALUES}
+
+
+def test_shifts_of_norms_and_linears_are_scaled_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(5, 8, generator=generator)
+    pairs = [Pair("norm_linear", "0", ("1",)), Pair("linear_linear", "1", ("3",), rows=tuple(range(12)))]
+    planted = plant_outliers(network, pairs, channels=2, units=3, factor=16.0, run=lambda: network(x))
+    assert planted.difference is not None
+    assert planted.difference < 1e-6
+    assert len(planted.units[0][1]) == 3
 
 
 def test_token_outliers_take_the_units_that_few_tokens_use(model: LlamaForCausalLM, toy_tokens: Tensor) -> None:
@@ -88,7 +111,7 @@ def test_the_seed_chooses_the_channels(toy_llama: LlamaForCausalLM) -> None:
 
 
 def test_a_pair_that_is_not_complete_is_caught(model: LlamaForCausalLM, toy_tokens: Tensor) -> None:
-    wrong = [NormReaders(NORMS[0].source, NORMS[0].sinks[:2])]  # the values read the norm too
+    wrong = [Pair("norm_linear", NORMS[0].source, NORMS[0].sinks[:2])]  # the values read the norm too
     with pytest.raises(CheckError, match="moved the output"):
         plant_outliers(model, wrong, run=lambda: model(toy_tokens).logits)
 
@@ -96,7 +119,7 @@ def test_a_pair_that_is_not_complete_is_caught(model: LlamaForCausalLM, toy_toke
 def test_tied_readers_are_left_alone(model: LlamaForCausalLM, toy_tokens: Tensor) -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(InputError, match="no norm or linear"):
-        plant_outliers(model, [NormReaders("model.norm", ("lm_head",))], run=lambda: model(toy_tokens).logits)
+        plant_outliers(model, [Pair("norm_linear", "model.norm", ("lm_head",))], run=lambda: model(toy_tokens).logits)
 
 
 def test_senseless_requests_are_refused(model: LlamaForCausalLM) -> None:

@@ -133,7 +133,7 @@ class EmbeddingAsset:
 
 Asset = LmAsset | ImageAsset | EmbeddingAsset
 
-EMBEDDED = ("zoo", "zoo-digits")
+EMBEDDED = ("zoo", "zoo:digits")
 FROM_FOLDER = (
     "embedding-stsb",
     "lm-bitnet-stories-1m",
@@ -150,7 +150,7 @@ def load_asset(name: str, folder: Path | None = None) -> Asset:
     """Return the asset ``name``; nothing is read yet but whether its files exist.
 
     Args:
-        folder: the assets folder; only the embedded ``zoo`` and ``zoo-digits`` do without.
+        folder: the assets folder; only the embedded ``zoo`` and ``zoo:digits`` do without.
 
     Raises:
         InputError: for an unknown name, a missing folder or file, or a missing package.

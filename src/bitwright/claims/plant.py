@@ -11,65 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.data.seeds import stream
 from bitwright.errors import CheckError, InputError
+from bitwright.models.edits import scale_gain, scale_inputs, scale_outputs
+from bitwright.models.pairs import spread_heads
+from bitwright.models.structure import NormSite, Pair, Structure, WeightSite
 
 logger = logging.getLogger(__name__)
 
-
-class PairLike(Protocol):
-    """A proved equivalence: channels of ``source`` may be scaled if columns of all ``sinks`` are divided."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def sinks(self) -> tuple[str, ...]: ...
-    @property
-    def repeat(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-
-
-class StructureLike(Protocol):
-    """Anything with the pairs that discovery found."""
-
-    @property
-    def pairs(self) -> Sequence[PairLike]: ...
-
-
-@dataclass(frozen=True)
-class NormReaders:
-    """A pair written by hand: a norm and every linear that reads it."""
-
-    source: str
-    sinks: tuple[str, ...]
-    kind: str = "norm_linear"
-    repeat: int = 1
-    head_dim: int = 0
-
-
-@dataclass(frozen=True)
-class LinearReaders:
-    """A pair written by hand: a linear whose output enters its readers only by products with other tensors.
-
-    ``repeat`` and ``head_dim`` as in grouped-query attention: every head of ``head_dim`` source rows serves
-    ``repeat`` heads of the reader's columns.
-    """
-
-    source: str
-    sinks: tuple[str, ...]
-    kind: str = "linear_linear"
-    repeat: int = 1
-    head_dim: int = 0
+Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,23 +40,24 @@ class Planted:
 
 def plant_outliers(
     module: nn.Module,
-    structure: StructureLike | Iterable[PairLike],
+    structure: Structure | Sequence[Pair],
     channels: int = 4,
     factor: float = 32.0,
     seed: int = 0,
     units: int = 0,
-    run: Callable[[], Tensor] | None = None,
+    run: Run | None = None,
     tolerance: float = 1e-3,
 ) -> Planted:
     """Plant outliers into ``module`` in place.
 
     Args:
-        structure: discovered structure, or pairs; norm pairs get channel outliers, linear pairs token outliers.
+        structure: what discovery found, or pairs written by hand (then norms and linears keep their weight under the
+            usual name); norm pairs get channel outliers, linear pairs token outliers.
         channels: channels per norm; drawn by seed and width, so that norms of one width share them as in real models.
         units: hidden units per linear pair, those whose largest value on the data of ``run`` stands out most from
             their mean (needs ``run``).
         run: runs the module on example data and returns its output; then the output is compared before and after.
-        tolerance: most relative change of the output (root of the mean square) that is accepted.
+        tolerance: most change of the output, as a share of its root mean square, that is accepted.
 
     Raises:
         InputError: if no pair can take an outlier, or ``units`` is given without ``run``.
@@ -110,19 +67,19 @@ def plant_outliers(
         raise InputError(f"an outlier factor of {factor} is not a positive number; use a power of two such as 32")
     if units and run is None:
         raise InputError("token outliers need example data to find selective units; give run")
-    pairs = tuple(structure) if isinstance(structure, Iterable) else tuple(structure.pairs)
-    before = _output(module, run)
+    found = structure if isinstance(structure, Structure) else _by_hand(module, structure)
+    before = _output(run)
     norms, linears = [], []
-    for pair in pairs:
-        if _tied_elsewhere(module, pair):
-            logger.info("no outlier behind %s: a reader's weight is tied to another module", pair.source)
+    for pair in found.pairs:
+        if _shared_elsewhere(module, pair):
+            logger.info("no outlier behind %s: a weight of the pair is tied to another module", pair.source)
         elif pair.kind == "norm_linear" and channels:
-            norms.append(_plant_channels(module, pair, channels, factor, seed))
+            norms.append(_plant_channels(module, found, pair, channels, factor, seed))
         elif pair.kind == "linear_linear" and units and run is not None:
-            linears.append(_plant_units(module, pair, units, factor, run))
+            linears.append(_plant_units(module, found, pair, units, factor, run))
     if not norms and not linears:
         raise InputError("no norm or linear of this model can take an outlier; give pairs that are proved")
-    after = _output(module, run)
+    after = _output(run)
     difference = None if before is None or after is None else float((after - before).norm() / before.norm())
     if difference is not None and not difference <= tolerance:
         raise CheckError(f"planting outliers moved the output by {difference:.2g} of its size; a pair is not proved")
@@ -130,85 +87,111 @@ def plant_outliers(
 
 
 def _plant_channels(
-    module: nn.Module, pair: PairLike, channels: int, factor: float, seed: int
+    module: nn.Module, structure: Structure, pair: Pair, channels: int, factor: float, seed: int
 ) -> tuple[str, tuple[int, ...]]:
-    norm = module.get_submodule(pair.source)
-    width = _weight(norm).shape[0]
-    order = torch.randperm(width, generator=stream(seed, "plant", str(width)))
-    chosen = order[: min(channels, width)].sort().values
+    norm = next(n for n in structure.norms if n.path == pair.source)
+    order = torch.randperm(norm.dim, generator=stream(seed, "plant", str(norm.dim)))
+    chosen = order[: min(channels, norm.dim)].sort().values
+    scale = torch.ones(norm.dim)
+    scale[chosen] = factor
+    if norm.weight is None:
+        raise InputError(f"the norm {norm.path} has no gain to scale; leave its pair out")
+    gain = _parameter(module, f"{norm.path}.{norm.weight}")
     with torch.no_grad():
-        _scale_rows(norm, chosen, factor)
-        for sink in pair.sinks:
-            _weight(module.get_submodule(sink))[:, chosen] /= factor
+        gain.copy_(scale_gain(gain, norm, scale.to(gain.device)))
+        if norm.bias is not None:
+            _parameter(module, f"{norm.path}.{norm.bias}").mul_(scale.to(gain.device))
+        _divide_inputs(module, structure, pair, scale)
     return pair.source, tuple(chosen.tolist())
 
 
 def _plant_units(
-    module: nn.Module, pair: PairLike, units: int, factor: float, run: Callable[[], Tensor]
+    module: nn.Module, structure: Structure, pair: Pair, units: int, factor: float, run: Run
 ) -> tuple[str, tuple[int, ...]]:
-    source = module.get_submodule(pair.source)
-    rows = _weight(source).shape[0]
-    loudness = _selectivity(module, pair.sinks[0], run)
-    per_row = loudness[_columns(torch.arange(rows), pair)].amax(1)
-    chosen = per_row.argsort(descending=True, stable=True)[: min(units, rows)].sort().values
+    site = _site(structure, pair.source)
+    rows = torch.tensor(pair.rows) if pair.rows is not None else torch.arange(site.shape[0])
+    loudness = _selectivity(module, pair, len(rows), run)
+    chosen = loudness.argsort(descending=True, stable=True)[: min(units, len(rows))].sort().values
+    scale = torch.ones(len(rows))
+    scale[chosen] = factor
+    outputs = torch.ones(site.shape[0])
+    outputs[rows] = scale
+    weight = _parameter(module, site.name)
     with torch.no_grad():
-        _scale_rows(source, chosen, factor)
-        for sink in pair.sinks:
-            _weight(module.get_submodule(sink))[:, _columns(chosen, pair).reshape(-1)] /= factor
-    return pair.source, tuple(chosen.tolist())
+        weight.copy_(scale_outputs(weight, site, outputs.to(weight.device)))
+        if site.bias is not None:
+            _parameter(module, site.bias).mul_(outputs.to(weight.device))
+        _divide_inputs(module, structure, pair, scale)
+    return pair.source, tuple(rows[chosen].tolist())
 
 
-def _columns(rows: Tensor, pair: PairLike) -> Tensor:
-    """Return the reader's columns ``[rows, repeat]`` that each source row feeds."""
-    repeat = max(1, pair.repeat)
-    if repeat == 1:
-        return rows[:, None]
-    head, inside = rows // pair.head_dim, rows % pair.head_dim
-    return (head[:, None] * repeat + torch.arange(repeat)) * pair.head_dim + inside[:, None]
+def _divide_inputs(module: nn.Module, structure: Structure, pair: Pair, scale: Tensor) -> None:
+    inverse = spread_heads(1 / scale, pair.repeat, pair.head_dim)
+    for sink in pair.sinks:
+        site = _site(structure, sink)
+        weight = _parameter(module, site.name)
+        weight.copy_(scale_inputs(weight, site, inverse.to(weight.device)))
 
 
-def _selectivity(module: nn.Module, reader: str, run: Callable[[], Tensor]) -> Tensor:
-    """Return, per input column of ``reader``, the largest absolute value over the mean one."""
+def _selectivity(module: nn.Module, pair: Pair, rows: int, run: Run) -> Tensor:
+    """Return ``[rows]``: largest absolute value over the mean one where the first sink reads each source row."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.append(arguments[0].detach().float().reshape(-1, arguments[0].shape[-1]).abs())
+        seen.append(arguments[0].detach().float().reshape(-1, arguments[0].shape[-1]).abs().cpu())
 
-    handle = module.get_submodule(reader).register_forward_pre_hook(keep)
+    handle = module.get_submodule(pair.sinks[0]).register_forward_pre_hook(keep)
     try:
-        _output(module, run)
+        _output(run)
     finally:
         handle.remove()
     if not seen:
-        raise InputError(f"{reader} did not run on the example data; give data that reaches it")
+        raise InputError(f"{pair.sinks[0]} did not run on the example data; give data that reaches it")
     values = torch.cat(seen)
-    return values.amax(0) / values.mean(0).clamp(min=torch.finfo(torch.float32).tiny)
+    per_column = values.amax(0) / values.mean(0).clamp(min=torch.finfo(torch.float32).tiny)
+    row_of_column = spread_heads(torch.arange(rows), pair.repeat, pair.head_dim)
+    return torch.zeros(rows).scatter_reduce(0, row_of_column, per_column, "amax")
 
 
-def _scale_rows(layer: nn.Module, rows: Tensor, factor: float) -> None:
-    _weight(layer)[rows] *= factor
-    bias = getattr(layer, "bias", None)
-    if isinstance(bias, Tensor):
-        bias[rows] *= factor
+def _by_hand(module: nn.Module, pairs: Sequence[Pair]) -> Structure:
+    """Describe norms and linears of hand-written pairs as plain ones: weight [out, in], gain as stored."""
+    norms, sites = [], []
+    for pair in pairs:
+        linears = list(pair.sinks)
+        if pair.kind == "norm_linear":
+            bias = "bias" if isinstance(getattr(module.get_submodule(pair.source), "bias", None), Tensor) else None
+            width = len(_parameter(module, f"{pair.source}.weight"))
+            norms.append(NormSite(pair.source, "layer" if bias else "rms", width, None, bias=bias))
+        else:
+            linears.append(pair.source)
+        for path in linears:
+            rows, columns = _parameter(module, f"{path}.weight").shape
+            held = isinstance(getattr(module.get_submodule(path), "bias", None), Tensor)
+            name = f"{path}.bias" if held else None
+            sites.append(WeightSite(path, "weight", "linear", "block", None, (rows, columns), -1, bias=name))
+    return Structure((), tuple(sites), tuple(norms), tuple(pairs))
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise InputError(f"{type(layer).__name__} has no weight to scale; give pairs of norms and linears")
-    return weight
+def _site(structure: Structure, path: str) -> WeightSite:
+    return next(site for site in structure.sites if site.path == path)
 
 
-def _tied_elsewhere(module: nn.Module, pair: PairLike) -> bool:
-    names = {f"{path}.weight" for path in (pair.source, *pair.sinks)}
-    inside = {id(_weight(module.get_submodule(path))) for path in (pair.source, *pair.sinks)}
-    return any(
-        id(parameter) in inside and name not in names
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    )
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    try:
+        return module.get_parameter(name)
+    except AttributeError as error:
+        raise InputError(f"the model has no parameter {name!r} to scale; give pairs of norms and linears") from error
 
 
-def _output(module: nn.Module, run: Callable[[], Tensor] | None) -> Tensor | None:
+def _shared_elsewhere(module: nn.Module, pair: Pair) -> bool:
+    """True if a weight of the pair is also the parameter of a module outside it (a tied head)."""
+    inside = {f"{path}.weight" for path in (pair.source, *pair.sinks)}
+    everything = list(module.named_parameters(remove_duplicate=False))
+    ours = {id(parameter) for name, parameter in everything if name in inside}
+    return any(id(parameter) in ours and name not in inside for name, parameter in everything)
+
+
+def _output(run: Run | None) -> Tensor | None:
     if run is None:
         return None
     with torch.no_grad():
