@@ -13,6 +13,7 @@ from bitwright.data import ImageData, TokenData
 from bitwright.errors import InputError
 from bitwright.jobs.choice import Choice, choose, stream_needs
 from bitwright.jobs.runner import Batch
+from bitwright.jobs.untie import untie
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import example_inputs
 from bitwright.recipes import Recipe
@@ -55,6 +56,7 @@ class Opened:
     reads_float: bool
     reads_quantized: bool
     twin: Model | None = None
+    untied: tuple[str, ...] = ()
 
     @property
     def reads_data(self) -> bool:
@@ -94,6 +96,10 @@ def open_job(job: Job) -> Opened:
     opened = Opened(model, structure, choices, batches, reads_float, reads_quantized)
     if reads_float and reads_quantized:
         opened.twin = open_model(job.model, stream=True) if folder else copy_model(model)
+    if structure.ties and any(t.unties for t in job.recipe.transforms):
+        opened.untied = untie(model, structure)
+        if opened.twin is not None:
+            untie(opened.twin, structure)
     return opened
 
 

@@ -30,8 +30,11 @@ class Output:
     Every tensor of the source is written exactly once: coded, changed by a stage, or copied byte for byte.
     """
 
-    def __init__(self, folder: Path, model: Model, structure: Structure, units: Sequence[Unit]) -> None:
+    def __init__(
+        self, folder: Path, model: Model, structure: Structure, units: Sequence[Unit], untied: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
+        self.untied = tuple(untied)
         self.model = model
         self.units = units
         # Taken now: modules of a model in memory are replaced as the job proceeds.
@@ -101,6 +104,9 @@ class Output:
                 yield key, RawTensor(layout, [self.model.checkpoint.raw(key)])
             else:
                 yield key, self._state[key]
+        for name in self.untied:
+            if name in result.changed:  # a tensor of its own that the source stores under its twin's name
+                yield name, result.changed[name]
         yield from coded.items()
 
     def _count(self, file: str, tensors: Mapping[str, Tensor | RawTensor]) -> None:
@@ -117,7 +123,7 @@ class Output:
             self.total_bytes += info.bytes
         result = result_from_facts(entry.unit, entry.facts, tensors)
         for name in entry.facts["changed"]:
-            key = self.model.checkpoint_key(name) or name
+            key = name if name in self.untied else self.model.checkpoint_key(name) or name
             result.changed[name] = tensors[key].clone()
         return result
 
@@ -126,6 +132,8 @@ class Output:
         write_index(self.folder, self.weight_map, self.total_bytes)
         config: dict[str, Any] = dict(self.model.checkpoint.config) if self.model.checkpoint is not None else {}
         config["quantization_config"] = dict(manifest)
+        if self.untied:
+            config["tie_word_embeddings"] = False
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         if self.model.checkpoint is not None:
             for path in self.model.checkpoint.extra_files:

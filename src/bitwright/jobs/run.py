@@ -148,13 +148,15 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
     events = Events(strict=job.strict)
     engine = _engine(job, opened, events, work)
     total = len(engine.units)
-    output = Output(work, opened.model, opened.structure, engine.units) if work is not None else None
+    output = Output(work, opened.model, opened.structure, engine.units, opened.untied) if work is not None else None
     journal = Journal(work, identity(job, opened)) if work is not None else None
     finished = []
     if journal is not None:
         journal.open()
         finished = journal.verified()
         journal.truncate(len(finished))
+    if opened.untied:
+        events.record("untied", ", ".join(opened.untied), "a transform changes one end only; the file grows by a copy")
     results: list[UnitResult] = []
     for unit in engine.units:
         engine.progress = lambda text, share, n=unit.index: progress(text, n, total, share)

@@ -43,9 +43,21 @@ def split_units(structure: Structure) -> tuple[Unit, ...]:
     first = inside[0] if inside else len(structure.sites)
     before = tuple(s for i, s in enumerate(structure.sites) if s.block is None and i < first)
     after = tuple(s for i, s in enumerate(structure.sites) if s.block is None and i > first)
-    units = [Unit("prefix", "prefix", 0, tuple(s.path for s in before), before)]
+    late = _norms_behind(structure, {s.path for s in after})
+    early = tuple(n.path for n in structure.norms if n.block is None and n.path not in late)
+    units = [Unit("prefix", "prefix", 0, (*(s.path for s in before), *early), before)]
     for number, path in enumerate(structure.blocks):
         sites = tuple(s for s in structure.sites if s.block == number)
         units.append(Unit(path, "block", len(units), (path,), sites, number))
-    units.append(Unit("suffix", "suffix", len(units), tuple(s.path for s in after), after))
+    units.append(Unit("suffix", "suffix", len(units), (*(s.path for s in after), *late), after))
     return tuple(units)
+
+
+def _norms_behind(structure: Structure, suffix: set[str]) -> tuple[str, ...]:
+    """Norms outside the blocks that a layer behind the blocks reads."""
+    found = {p.source for p in structure.pairs if p.kind == "norm_linear" and suffix.intersection(p.sinks)}
+    if structure.residual is not None:
+        for touch in structure.residual.reads:
+            if touch.norm is not None and touch.name.rpartition(".")[0] in suffix:
+                found.add(touch.norm)
+    return tuple(n.path for n in structure.norms if n.block is None and n.path in found)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from bitwright.jobs.units import Unit
 from bitwright.models import Structure, WeightSite
+from bitwright.models.structure import StreamParameter
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.transforms import OnlineOperation
-from bitwright.stages.transforms.base import PairView, ResidualView
+from bitwright.stages.transforms.base import PairView, ResidualView, StreamTouch
 
 
 def flat_weight(module: nn.Module, transposed: bool) -> Tensor:
@@ -48,6 +49,11 @@ def swapped_weights(root: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
         for module, parameter in kept:
             del module.weight
             module.register_parameter("weight", parameter)
+
+
+def _touch(entry: StreamParameter) -> StreamTouch:
+    path, _, parameter = entry.name.rpartition(".")
+    return StreamTouch(path, parameter, entry.axis, entry.norm)
 
 
 class UnitView:
@@ -96,8 +102,8 @@ class UnitView:
         )
         stream = structure.residual
         self.residual = stream and ResidualView(
-            stream.dim, tuple(stream.embeddings), tuple(stream.norms), tuple(stream.readers), tuple(stream.writers),
-            stream.head, getattr(stream, "centred", False),
+            stream.dim, stream.norm_kind, tuple(_touch(t) for t in stream.writes),
+            tuple(_touch(t) for t in stream.reads), offsets,
         )  # fmt: skip
 
     def _inside(self, path: str) -> bool:
@@ -106,7 +112,7 @@ class UnitView:
         if self.unit.block is not None:
             block = self.structure.blocks[self.unit.block]
             return path == block or path.startswith(block + ".")
-        return not any(path == b or path.startswith(b + ".") for b in self.structure.blocks)
+        return path in self.unit.paths
 
     def _module(self, path: str) -> nn.Module:
         return self.root.get_submodule(path)

@@ -14,7 +14,7 @@ from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.solve import quantize_weight
 from bitwright.stages.transforms.base import Block, PairView, Scope, TransformReport
 from bitwright.stages.transforms.pair import scale_pair, shared_scale
-from bitwright.statistics import ChannelMeans, Hessian, Statistic
+from bitwright.statistics import ChannelMeans, Statistic
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,13 @@ class ActivationAwareScaling:
     """
 
     points: int = 20
-    batches: int = 2
+    batches: int = 1
     kinds: tuple[str, ...] = ("norm_linear", "linear_linear")
+
+    @property
+    def unties(self) -> bool:
+        """Both ends of a pair lie inside one unit."""
+        return False
 
     @property
     def scope(self) -> Scope:
@@ -101,20 +106,3 @@ def squared_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -
     total = sum(float((y - z).square().sum(dtype=torch.float64)) for y, z in zip(outputs, reference, strict=True))
     return total / sum(z.numel() for z in reference)
 
-
-@dataclass(frozen=True)
-class OutputClip:
-    """AWQ's second search: shrink each group's range to the one with the smallest output error.
-
-    The error of a group is ``(w - w_hat) H_gg (w - w_hat)^T`` with the Hessian block of its columns, which is the mean
-    squared change of the group's contribution to the output. Clipping is searched over ``points`` steps down to
-    ``1 - depth`` of the full range.
-    """
-
-    points: int = 10
-    depth: float = 0.5
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The Hessian of the scaled float inputs."""
-        return (Hessian("float"),)

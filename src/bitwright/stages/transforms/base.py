@@ -37,16 +37,31 @@ class PairView:
 
 
 @dataclass(frozen=True)
+class StreamTouch:
+    """A parameter that touches the residual stream along ``axis`` (of the matrix ``[out, in]``, or 0 for vectors).
+
+    ``norm`` is the norm whose gain is folded into a reader before the rotation.
+    """
+
+    path: str
+    parameter: str
+    axis: int
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
 class ResidualView:
-    """The residual stream: everything that a rotation of its ``dim`` channels has to touch."""
+    """The residual stream: every parameter of the whole model that writes or reads its ``dim`` channels.
+
+    ``kind`` is ``rms`` (any orthogonal matrix commutes with the norms) or ``layer`` (their mean has to go first).
+    ``offsets`` holds what a norm's library adds to its stored weight.
+    """
 
     dim: int
-    embeddings: tuple[str, ...]
-    norms: tuple[str, ...]
-    readers: tuple[str, ...]
-    writers: tuple[str, ...]
-    head: str | None
-    centred: bool = False
+    kind: str
+    writes: tuple[StreamTouch, ...]
+    reads: tuple[StreamTouch, ...]
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
 
 class Block(Protocol):
@@ -71,6 +86,9 @@ class Block(Protocol):
 
     def set_bias(self, path: str, b: Tensor | None) -> None:
         """Replace or create a bias."""
+
+    def holds(self, path: str) -> bool:
+        """Whether the module lies in this unit and is in memory."""
 
     def attribute(self, path: str, name: str) -> Any:
         """Read a module's attribute (``running_mean``, ``eps``, ``groups`` ...)."""
@@ -129,6 +147,10 @@ class Transform(Protocol):
     @property
     def needs(self) -> tuple[Statistic, ...]:
         """Float-stream statistics of every linear's input that it reads."""
+
+    @property
+    def unties(self) -> bool:
+        """Whether tied weights must become two tensors first (it changes one of them only)."""
 
     def apply(
         self,

@@ -27,6 +27,11 @@ class Smoothing:
     kinds: tuple[str, ...] = ("norm_linear",)
 
     @property
+    def unties(self) -> bool:
+        """Both ends of a pair lie inside one unit."""
+        return False
+
+    @property
     def scope(self) -> Scope:
         """Needs the unit's own statistics."""
         return "block"
