@@ -157,6 +157,38 @@ def test_what_is_refused(text: str) -> None:
     assert REFUSALS[text] in str(refusal.value)
 
 
+PIECES = st.sampled_from(
+    [
+        "int4",
+        "g128",
+        "e2m1",
+        "nf4",
+        "b64",
+        "asym",
+        "table[",
+        "]",
+        ",",
+        "scale=",
+        "e8m0",
+        "-1",
+        "x",
+        "=",
+        "²",
+        "9" * 5000,
+    ]
+)
+
+
+@given(st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=6), st.sampled_from(["", " "]))
+def test_any_other_text_is_refused_as_input(pieces: list[str], glue: str) -> None:
+    text = glue.join(pieces)
+    try:
+        fmt = parse(text)
+    except InputError:
+        return
+    assert parse(str(fmt)) == fmt
+
+
 def test_parts_that_exclude_each_other_are_refused() -> None:
     for make in (
         lambda: Format(IntGrid(4), Channel(), FP16, ZeroFormat()),

@@ -141,7 +141,7 @@ def derived_table(word: str) -> tuple[float, ...] | None:
         "apot": (additive_power_of_two, 2, 8),
     }
     name = word.rstrip("0123456789")
-    if name not in families or name == word:
+    if name not in families or not 1 <= len(word) - len(name) <= 9:
         return None
     make, low, high = families[name]
     bits = int(word[len(name) :])

@@ -181,7 +181,7 @@ def _load_codes(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Reade
     packed = reader.take(prefix + "codes", (torch.uint8,), (shape[0], packed_columns(shape[1], bits)))
     codes = unpack(packed, bits, shape[1])
     _check_codes(fmt, codes, prefix)
-    scale = _load_scale(fmt, params, prefix, reader)
+    scale = _load_scale(fmt, params, prefix, reader, codes.device)
     zero = None
     if fmt.zero is not None and fmt.zero.storage == "code":
         stream = reader.take(prefix + "zero", (torch.uint8,), (packed_columns(count, bits),))
@@ -212,17 +212,19 @@ def _check_codes(fmt: Format, codes: Tensor, prefix: str) -> None:
     levels = fmt.grid.levels()
     usable = torch.zeros(256, dtype=torch.bool)
     usable[: len(levels)] = torch.isfinite(levels)
-    if bool(usable[: 1 << fmt.grid.bits].all()):
-        return
-    used = torch.bincount(codes.reshape(-1).to(torch.int64), minlength=256).cpu() > 0
-    if bool((used & ~usable).any()):
+    if bool(usable[: len(levels)].all()):
+        damaged = int(codes.max()) >= len(levels)
+    else:
+        used = torch.bincount(codes.reshape(-1).to(torch.int64), minlength=256).cpu() > 0
+        damaged = bool((used & ~usable).any())
+    if damaged:
         raise InputError(f"{prefix + 'codes'!r} holds a code that {fmt} does not have; the file is damaged")
 
 
-def _load_scale(fmt: Format, params: tuple[int, int], prefix: str, reader: _Reader) -> Scale:
+def _load_scale(fmt: Format, params: tuple[int, int], prefix: str, reader: _Reader, device: torch.device) -> Scale:
     form = fmt.scale
     if form.storage == "none":
-        return Scale(torch.empty(0), torch.ones(params))
+        return Scale(torch.empty(0, device=device), torch.ones(params, device=device))
     dtype = FLOAT_STORAGE.get(form.storage, torch.uint8)
     stored = reader.take(prefix + "scale", (dtype,), params)
     outer = offset = None

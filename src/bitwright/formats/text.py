@@ -55,12 +55,12 @@ class _Words:
 
 
 def _grid(word: str) -> AnyGrid:
-    if match := re.fullmatch(r"(u?)int(\d+)", word):
+    if match := re.fullmatch(r"(u?)int([0-9]{1,9})", word):
         return IntGrid(int(match[2]), signed=not match[1])
-    if match := re.fullmatch(r"e(\d+)m(\d+)(fn|ieee|)", word):
+    if match := re.fullmatch(r"e([0-9]{1,9})m([0-9]{1,9})(fn|ieee|)", word):
         convention = {"fn": "fn", "ieee": "ieee", "": "ocp"}[match[3]]
         return MiniFloat(int(match[1]), int(match[2]), convention)  # type: ignore[arg-type]
-    if match := re.fullmatch(r"lut(\d+)", word):
+    if match := re.fullmatch(r"lut([0-9]{1,9})", word):
         return CodebookGrid(int(match[1]))
     if match := re.fullmatch(r"table\[(.*)\]", word):
         return table(_numbers(match[1], word))
@@ -84,11 +84,11 @@ def _granularity(word: str) -> Granularity | None:
     plain: dict[str, Granularity] = {"tensor": Tensor(), "channel": Channel(), "token": Token()}
     if word in plain:
         return plain[word]
-    if match := re.fullmatch(r"g(\d+)", word):
+    if match := re.fullmatch(r"g([0-9]{1,9})", word):
         return Group(int(match[1]))
-    if match := re.fullmatch(r"b(\d+)", word):
+    if match := re.fullmatch(r"b([0-9]{1,9})", word):
         return FlatBlock(int(match[1]))
-    if match := re.fullmatch(r"block(\d+)x(\d+)", word):
+    if match := re.fullmatch(r"block([0-9]{1,9})x([0-9]{1,9})", word):
         return Block(int(match[1]), int(match[2]))
     return None
 
