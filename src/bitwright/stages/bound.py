@@ -192,7 +192,7 @@ class BoundQuantizer:
     def take(self, columns: Tensor, tile: Tile) -> None:
         """Keep the codes of a finished tile."""
         codes = tile.codes().t()
-        if len(columns) and int(columns[-1]) - int(columns[0]) == len(columns) - 1 and bool((columns.diff() == 1).all()):
+        if bool((columns.diff() == 1).all()):
             self.codes[:, int(columns[0]) : int(columns[-1]) + 1] = codes
         else:
             self.codes[:, columns] = codes

@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import CodebookGrid, Codes, LowRank, QuantizedTensor, Sparse
+from bitwright.formats.tensor import Term
 from bitwright.stages.bound import BoundQuantizer
-from bitwright.stages.quantizer import Quantizer, WeightContext
+from bitwright.stages.quantizer import Quantizer, Residual, WeightContext
 from bitwright.stages.ranges.minmax import MinMax
+from bitwright.stages.residuals.sparse import Refitted
 from bitwright.stages.rounding.nearest import Nearest
 
 
 def quantize_weight(w: Tensor, quantizer: Quantizer, context: WeightContext | None = None) -> QuantizedTensor:
     """Quantize ``w[out, in]`` (fp32).
 
-    Terms are kept in the order codes, then residuals as the recipe lists them; a ``before`` residual is taken out of
-    the weight first and its positions neither stretch the range nor count in the codebook.
+    A ``before`` residual is taken out of the weight first; the positions of a sparse one neither stretch a range nor
+    count in a codebook. After the rounding it is fitted again to what the codes leave, so that no error stays where
+    the grid has no zero; rounding and fitting alternate for as many rounds as the residual asks for. The terms are in
+    the order codes, ``before`` residuals, ``after`` residuals.
 
     Raises:
         InputError: if the weight has NaN or Inf, or the quantizer's format and codebook do not fit together.
     """
     context = context or WeightContext()
+    _check(w, quantizer, context)
+    w = w.float()
+    removed = _take_out(w, quantizer, context)
+    rounds = max([residual.rounds for residual, _ in removed if isinstance(residual, Refitted)], default=1)
+    for _ in range(rounds):
+        codes, value = _round(w, removed, quantizer, context)
+        removed = _fit_again(w - value, removed, context) if removed else removed
+    terms: list[Term] = [codes, *(term for _, term in removed)]
+    after = [residual for residual in quantizer.residuals if residual.when == "after"]
+    if after:
+        rest = w - QuantizedTensor(tuple(terms)).dequantize()
+    for residual in after:
+        term = residual.fit(rest, context)
+        terms.append(term)
+        rest = rest - term.dequantize()
+    return QuantizedTensor(tuple(terms))
+
+
+def _check(w: Tensor, quantizer: Quantizer, context: WeightContext) -> None:
     low, high = w.aminmax()
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where} holds NaN or Inf; repair the checkpoint before quantizing it")
@@ -33,27 +57,47 @@ def quantize_weight(w: Tensor, quantizer: Quantizer, context: WeightContext | No
             f"format '{quantizer.format}' and codebook {quantizer.codebook!r} do not fit together; "
             "a lut format needs a codebook learner and no other format takes one"
         )
-    w = w.float()
-    removed: list[Sparse | LowRank] = []
+
+
+Removed = list[tuple[Residual, Sparse | LowRank]]
+
+
+def _take_out(w: Tensor, quantizer: Quantizer, context: WeightContext) -> Removed:
+    removed: Removed = []
     rest = w
-    keep: Tensor | None = None
     for residual in quantizer.residuals:
         if residual.when == "before":
             term = residual.fit(rest, context)
-            removed.append(term)
-            part = term.dequantize()
-            rest = rest - part
-            if isinstance(term, Sparse):
-                keep = (part == 0) if keep is None else keep & (part == 0)
+            removed.append((residual, term))
+            rest = rest - term.dequantize()
+    return removed
+
+
+def _round(w: Tensor, removed: Removed, quantizer: Quantizer, context: WeightContext) -> tuple[Codes, Tensor]:
+    """Code what the removed terms leave; return the codes and their values."""
+    keep: Tensor | None = None
+    rest = w
+    for _, term in removed:
+        rest = rest - term.dequantize()
+        if isinstance(term, Sparse):
+            keep = w.new_ones(w.shape, dtype=torch.bool) if keep is None else keep
+            keep[term.rows.long(), term.cols.long()] = False
     estimator = quantizer.range or MinMax()
     codebook = quantizer.codebook.fit(rest, quantizer.format, keep, context) if quantizer.codebook else None
     bound = BoundQuantizer(quantizer.format, estimator, rest, estimator.importance(context), codebook, keep)
-    rounding = quantizer.rounding or Nearest()
-    value = rounding.solve(rest, bound, context)
-    terms: list[Codes | Sparse | LowRank] = [bound.finish(), *removed]
-    for residual in quantizer.residuals:
-        if residual.when == "after":
-            term = residual.fit(rest - value, context)
-            terms.append(term)
-            value = value + term.dequantize()
-    return QuantizedTensor(tuple(terms))
+    value = (quantizer.rounding or Nearest()).solve(rest, bound, context)
+    return bound.finish(), value
+
+
+def _fit_again(rest: Tensor, removed: Removed, context: WeightContext) -> Removed:
+    """Fit the removed terms that can be to ``rest``, the weight less the values of the codes."""
+    fitted: Removed = []
+    for _, term in removed:
+        rest = rest - term.dequantize()
+    for residual, term in removed:
+        if isinstance(residual, Refitted) and isinstance(term, Sparse):
+            own = rest + term.dequantize()
+            term = residual.refit(term, own, context)
+            rest = own - term.dequantize()
+        fitted.append((residual, term))
+    return fitted

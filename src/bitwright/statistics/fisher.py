@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError, nearest_key
-from bitwright.statistics.base import Prefix
+from bitwright.statistics.base import Prefix, View
 
 Batch = Any
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -53,7 +53,7 @@ class FisherCollector:
 
 @dataclass(frozen=True)
 class Fisher:
-    """Mean squared gradient of the task loss with respect to the weight, ``[out, in]``, over at most ``samples`` sequences.
+    """Mean squared gradient of the task loss by the weight, ``[out, in]``, over at most ``samples`` sequences.
 
     It needs the float model in memory and one backward pass per sequence (:func:`accumulate_fisher`).
     """
@@ -61,6 +61,7 @@ class Fisher:
     samples: int = 128
     prefix: Prefix = "float"
     reads_twin: bool = False
+    view: View = "columns"
     reads: Literal["weight gradient"] = "weight gradient"
 
     def open(self, dim: int) -> FisherCollector:
@@ -130,7 +131,7 @@ def accumulate_fisher(
 
 
 def _weight(model: nn.Module, path: str) -> nn.Parameter:
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     weight = getattr(modules.get(path), "weight", None)
     if not isinstance(weight, nn.Parameter):
         raise InputError(f"the model has no weight at {path!r}; {nearest_key(path, modules)}")
@@ -154,7 +155,10 @@ def _run(model: nn.Module, batches: Iterable[Batch], loss_fn: Loss, samples: int
             if samples is not None and seen >= samples:
                 return
             with torch.enable_grad():
-                loss_fn(model, sequence).backward()  # type: ignore[no-untyped-call]
+                loss = loss_fn(model, sequence)
+            if not loss.requires_grad:
+                raise InputError("no weight that was asked for gets a gradient from the loss")
+            loss.backward()  # type: ignore[no-untyped-call]
             seen += 1
     if seen == 0:
         raise InputError("there is no calibration sequence to take gradients of; give at least one")

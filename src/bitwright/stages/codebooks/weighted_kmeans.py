@@ -21,6 +21,10 @@ from bitwright.statistics.fisher import Fisher
 # Weights that are sorted at once: prefix sums are fp64.
 _CHUNK = 1 << 20
 
+# The first clusters have borders on a grid of so many cells; lines whose grids are searched at once.
+_CELLS = 64
+_LINES = 32
+
 
 @dataclass(frozen=True, eq=False)
 class _Lines:
@@ -43,8 +47,10 @@ class _Lines:
         """Mass and moment of the values nearest to each of the ascending ``centres[lines, k]``."""
         middle = (centres[:, 1:] + centres[:, :-1]) / 2
         inner = torch.searchsorted(self.values, middle.contiguous(), right=True)
-        ends = torch.nn.functional.pad(inner, (1, 0)), torch.nn.functional.pad(inner, (0, 1), value=self.values.shape[1])
-        return tuple(t.gather(-1, ends[1]) - t.gather(-1, ends[0]) for t in (self.mass, self.moment))  # type: ignore[return-value]
+        first = torch.nn.functional.pad(inner, (1, 0))
+        last = torch.nn.functional.pad(inner, (0, 1), value=self.values.shape[1])
+        mass = self.mass.gather(-1, last) - self.mass.gather(-1, first)
+        return mass, self.moment.gather(-1, last) - self.moment.gather(-1, first)
 
     def descend(self, centres: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Lloyd's algorithm; returns the centres and what they explain of the second moment (larger is better)."""
@@ -60,54 +66,79 @@ class _Lines:
         return centres, explained
 
 
-def weighted_kmeans(values: Tensor, weights: Tensor, levels: int, steps: int = 50, swaps: int = 8) -> Tensor:
+def weighted_kmeans(values: Tensor, weights: Tensor, levels: int, steps: int = 50, swaps: int = 4) -> Tensor:
     """Return ascending centres ``[lines, levels]`` (fp32) of ``values[lines, n]`` with ``weights[lines, n] >= 0``.
 
-    Deterministic: Lloyd's algorithm from three starts (equal mass, the cube-root density of high-resolution theory,
-    equal steps), the best of each line kept; then ``swaps`` times the two neighbours that are cheapest to merge are
-    merged and the costliest cluster is split, where that helps. A line without any mass is clustered unweighted.
+    Deterministic and nearly exact: the best clusters whose borders lie on a grid of the sorted values (dynamic
+    programming; with few values the grid holds all of them and the answer is exact), then Lloyd's algorithm, then
+    ``swaps`` times the two neighbours that are cheapest to merge are merged and the costliest cluster is split, where
+    that helps. A line without any mass is clustered unweighted.
     """
     weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, torch.ones_like(weights))
     # The mean mass is brought to 1: the result does not depend on it, and tiny gradients do not underflow.
     weights = weights.double() / weights.double().mean(-1, keepdim=True)
     lines = _Lines.of(values, weights)
-    best, explained = lines.descend(_equal_mass(lines, levels), steps)
-    for start in (_cube_root(lines, levels), _equal_steps(lines, levels)):
-        best, explained = _better(best, explained, *lines.descend(start, steps))
+    best, explained = lines.descend(_best_on_grid(lines, levels), steps)
     for _ in range(swaps):
-        best, explained = _better(best, explained, *lines.descend(_swap(lines, best), steps))
+        tried, explained_tried = lines.descend(_swap(lines, best), steps)
+        wins = explained_tried > explained
+        best = torch.where(wins.unsqueeze(-1), tried, best)
+        explained = torch.where(wins, explained_tried, explained)
     return best.float()
 
 
-def _better(a: Tensor, explained_a: Tensor, b: Tensor, explained_b: Tensor) -> tuple[Tensor, Tensor]:
-    wins = explained_b > explained_a
-    return torch.where(wins.unsqueeze(-1), b, a), torch.where(wins, explained_b, explained_a)
+def _grid(lines: _Lines, cells: int) -> Tensor:
+    """Ascending places ``[lines, cells + 1]`` in 0..n.
 
-
-def _shares(levels: int) -> Tensor:
-    return (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-
-
-def _at_shares(lines: _Lines, cumulated: Tensor, levels: int) -> Tensor:
-    wanted = cumulated[:, -1:] * _shares(levels)
-    place = torch.searchsorted(cumulated, wanted.contiguous()).clamp(max=lines.values.shape[1] - 1)
-    return lines.values.gather(-1, place)
-
-
-def _equal_mass(lines: _Lines, levels: int) -> Tensor:
-    return _at_shares(lines, lines.mass[:, 1:].contiguous(), levels)
-
-
-def _cube_root(lines: _Lines, levels: int) -> Tensor:
-    """Levels whose density is the cube root of the values' density (Panter and Dite 1951)."""
+    Cells hold equal shares of the cube root of the density, the measure in which the best levels of high-resolution
+    theory are evenly spread (Panter and Dite 1951); places are between values, so none is cut.
+    """
+    count, n = lines.values.shape
+    if n <= cells:
+        return torch.arange(n + 1).expand(count, -1)
     mass = lines.mass.diff(dim=-1)
     width = torch.nn.functional.pad(lines.values.diff(dim=-1), (1, 0))
-    return _at_shares(lines, (mass * width.square()).pow(1 / 3).cumsum(-1), levels)
+    measure = (mass * width.square()).pow(1 / 3).cumsum(-1)
+    wanted = measure[:, -1:] * (torch.arange(1, cells, dtype=torch.float64) / cells)
+    inner = torch.searchsorted(measure, wanted)
+    ends = torch.zeros(count, 1, dtype=torch.int64)
+    return torch.cat([ends, inner, ends + n], -1)
 
 
-def _equal_steps(lines: _Lines, levels: int) -> Tensor:
-    low, high = lines.values[:, :1], lines.values[:, -1:]
-    return low + (high - low) * _shares(levels)
+def _best_on_grid(lines: _Lines, levels: int) -> Tensor:
+    """Centres of the ``levels`` clusters with borders on the grid that explain most."""
+    places = _grid(lines, max(_CELLS, 8 * levels))
+    mass, moment = lines.mass.gather(-1, places), lines.moment.gather(-1, places)
+    parts = zip(mass.split(_LINES), moment.split(_LINES), strict=True)
+    borders = torch.cat([_best_borders(m, s, levels) for m, s in parts])
+    mass, moment = mass.gather(-1, borders).diff(dim=-1), moment.gather(-1, borders).diff(dim=-1)
+    # An empty cluster gets the value at its place.
+    at = places.gather(-1, borders[:, 1:]).sub_(1).clamp_(min=0)
+    return torch.where(mass > 0, moment / mass.clamp(min=1e-300), lines.values.gather(-1, at)).sort(dim=-1).values
+
+
+def _best_borders(mass: Tensor, moment: Tensor, levels: int) -> Tensor:
+    """Indices ``[lines, levels + 1]`` of the grid places between the clusters, by dynamic programming.
+
+    ``gain[a, b]`` is what one cluster from place a to place b explains of the second moment; the best m clusters up to
+    b are the best m - 1 up to some a and one more.
+    """
+    count, size = mass.shape
+    held = (mass.unsqueeze(1) - mass.unsqueeze(2)).clamp(min=0)
+    gain = (moment.unsqueeze(1) - moment.unsqueeze(2)).square_() / held.clamp(min=1e-300)
+    gain.masked_fill_(held <= 0, 0.0)
+    gain.masked_fill_(torch.ones(size, size, dtype=torch.bool).tril(-1), -torch.inf)
+    best, chosen = gain[:, 0], []
+    for _ in range(levels - 1):
+        best, before = (best.unsqueeze(2) + gain).max(dim=1)
+        chosen.append(before)
+    place = torch.full((count, 1), size - 1)
+    borders = [place]
+    for before in reversed(chosen):
+        place = before.gather(-1, place)
+        borders.append(place)
+    borders.append(torch.zeros_like(place))
+    return torch.cat(borders[::-1], -1)
 
 
 def _swap(lines: _Lines, centres: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Range estimators: scale and zero point of groups of values."""
 
+from bitwright.stages.ranges.half_quadratic import HalfQuadratic
 from bitwright.stages.ranges.minmax import MinMax
+from bitwright.stages.ranges.mse import Mse
+from bitwright.stages.ranges.percentile import Percentile
 
-__all__ = ["MinMax"]
+__all__ = ["HalfQuadratic", "MinMax", "Mse", "Percentile"]

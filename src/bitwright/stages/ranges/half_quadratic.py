@@ -1,7 +1,7 @@
 """Half-quadratic quantization (HQQ): a float zero point under a norm that forgives outliers.
 
 Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (mobiusml.github.io/hqq_blog).
-Minimise ``sum |w - r(z)|^p`` with p < 1 over the zero point z, where ``r = (q - z) s`` and ``q = clamp(round(w/s + z))``.
+Minimise ``sum |w - r(z)|^p`` with p < 1 over the zero point z; ``r = (q - z) s`` and ``q = clamp(round(w/s + z))``.
 With an auxiliary error e and a penalty beta the problem splits (half-quadratic splitting):
 ``e <- shrink(w - r)``, the generalised soft threshold ``sign(x) max(|x| - |x|^(p-1)/beta, 0)``, then
 ``z <- mean(q - (w - e) / s)`` in closed form; beta grows by kappa each step.

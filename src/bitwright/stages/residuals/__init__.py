@@ -2,5 +2,6 @@
 
 from bitwright.stages.residuals.low_rank import LowRankError
 from bitwright.stages.residuals.sparse import Outliers
+from bitwright.stages.residuals.thresholding import ThresholdedOutliers
 
-__all__ = ["LowRankError", "Outliers"]
+__all__ = ["LowRankError", "Outliers", "ThresholdedOutliers"]

@@ -24,7 +24,7 @@ _ITERATIONS = 12
 
 
 def leading_factors(error: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return ``left[out, rank]`` and ``right[rank, in]`` of the best rank-``rank`` approximation, singular values shared evenly."""
+    """Return ``left[out, rank]`` and ``right[rank, in]``, whose product is the best one of that rank."""
     smaller = min(error.shape)
     rank = min(rank, smaller)
     if smaller <= _EXACT or 4 * rank >= smaller:

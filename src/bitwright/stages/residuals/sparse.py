@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,18 @@ from bitwright.statistics import Statistic
 from bitwright.statistics.fisher import Fisher
 
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@runtime_checkable
+class Refitted(Protocol):
+    """A sparse residual that is fitted again to what the rounding left."""
+
+    @property
+    def rounds(self) -> int:
+        """How many times rounding and fitting alternate."""
+
+    def refit(self, term: Sparse, rest: Tensor, context: WeightContext) -> Sparse:
+        """Return the new term for ``rest[out, in]``: the weight less the values of all other terms."""
 
 
 def largest(scores: Tensor, share: float) -> Tensor:
@@ -64,3 +76,13 @@ class Outliers:
         if self.sensitive > 0:
             mask |= largest(context.read(self.fisher), self.sensitive)
         return Sparse.where(w, mask, _TYPES[self.storage])
+
+    @property
+    def rounds(self) -> int:
+        """One: the positions do not depend on the codes."""
+        return 1
+
+    def refit(self, term: Sparse, rest: Tensor, context: WeightContext) -> Sparse:
+        """Keep the positions and take over what the codes have there."""
+        rows, cols = term.rows.long(), term.cols.long()
+        return Sparse(term.rows, term.cols, rest[rows, cols].to(term.values.dtype), term.shape)

@@ -8,6 +8,8 @@ product per run, and column by column only within a run.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ class _State:
         x = self.target[start:stop].clone()
         self.add_feedback(x, 0, start, start, stop)
         borders = sorted({*range(start, stop, _RUN), *(s for s in spans if start <= s < stop), stop})
-        for first, last in zip(borders[:-1], borders[1:], strict=True):
+        for first, last in itertools.pairwise(borders):
             if first in spans:
                 self._open(x, start, stop, first, spans[first])
             self.add_feedback(x[first - start : last - start], start, first, first, last)
@@ -90,7 +92,8 @@ class _State:
             change = target.clone()
             self.add_feedback(change, 0, first, first, last)
         change -= target
-        change = torch.linalg.solve_triangular(self.upper[first:last, first:last].t(), change, upper=False, unitriangular=True)
+        system = self.upper[first:last, first:last].t()
+        change = torch.linalg.solve_triangular(system, change, upper=False, unitriangular=True)
         self.bound.open(first, last, change.add_(target).t())
 
     def _round_run(self, x: Tensor, first: int, last: int) -> None:
