@@ -12,6 +12,7 @@ from bitwright.claims.assets import FROM_FOLDER, ImageAsset, load_asset
 from bitwright.claims.manifest import check_files, read_manifest
 from bitwright.claims.networks import load_state, resnet20, resnet56
 from bitwright.errors import InputError
+from bitwright.evaluation import image_scores
 
 MANIFEST = Path(__file__).parents[2] / "claims" / "assets.toml"
 
@@ -73,6 +74,15 @@ def test_unknown_names_and_absent_folders_are_refused(tmp_path: Path) -> None:
         load_asset("lm-stories260k")
     with pytest.raises(InputError, match="does not exist"):
         load_asset("vision-vit-cifar10", tmp_path)
+
+
+def test_embedded_digits_need_no_folder() -> None:
+    asset = load_asset("zoo:digits")
+    assert isinstance(asset, ImageAsset)
+    model = asset.open()
+    scores = image_scores(model.module, asset.evaluation(model))
+    assert scores.top1 == pytest.approx(asset.figure.value, abs=0.23)  # one of 450 images
+    assert len(asset.calibration(model, 32)) == 32
 
 
 def test_calibration_images_are_drawn_by_seed(assets: Path) -> None:

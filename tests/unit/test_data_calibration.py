@@ -96,6 +96,9 @@ def test_documents_alone_are_cut_and_scored_after_bos() -> None:
     data = documents_alone(tokenizer, ["abcdef", "gh", "x"], count=2, length=4)
     assert texts(tokenizer, data.ids) == ["^abc", "^gh?"]
     assert data.scored.sum(1).tolist() == [3, 2]
+    assert "first 2 documents, each alone: BOS" in data.protocol
+    short = documents_alone(LetterTokenizer(begin=None), ["ab", "c"])
+    assert (len(short), "(1 without a second token left out)" in short.protocol) == (1, True)
     with pytest.raises(InputError, match="3 documents, not 4"):
         documents_alone(tokenizer, ["a", "b", "c"], count=4)
     with pytest.raises(InputError, match="no document of texts has two tokens"):
@@ -121,6 +124,7 @@ def test_windows_without_stride_do_not_overlap() -> None:
     data = windows(tokenizer, running("abcdefgh"), length=4)
     assert texts(tokenizer, data.ids) == ["^abc", "^def"]
     assert data.scored_tokens == 6
+    assert "the last 2 tokens left out" in data.protocol
     assert len(windows(tokenizer, running("abcdefgh"), length=4, count=1)) == 1
     with pytest.raises(InputError, match="fewer than the context of 40"):
         windows(tokenizer, running("abc"), length=40)
@@ -136,6 +140,20 @@ def test_evaluation_picks_the_protocol_by_the_source(tmp_path: Path) -> None:
     assert evaluation(None, tmp_path / "a.safetensors", count=1).ids.tolist() == [[0, 1, 2]]
     with pytest.raises(InputError, match="without a tokenizer"):
         evaluation(None, ["abcd"])
+
+
+def test_zoo_text_is_drawn_by_the_same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def texts_of(seed: int, count: int) -> list[str]:
+        asked.append((seed, count))
+        return [chr(97 + seed) * 100_000] * count
+
+    monkeypatch.setattr("bitwright.zoo.calibration_texts", texts_of)  # the real one looks through the installation
+    data = calibration(LetterTokenizer(), "zoo", sequences=40, length=64, seed=3)
+    assert asked == [(3, 20)]
+    assert (data.ids.shape, data.source) == ((40, 64), "zoo")
+    assert texts(LetterTokenizer(), data.ids)[0] == "^" + "d" * 63
 
 
 def test_sentences_keep_special_tokens_and_score_nothing() -> None:

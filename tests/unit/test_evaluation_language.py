@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from bitwright.data.tokens import TokenData, token_data
 from bitwright.errors import InputError
 from bitwright.evaluation import ReferenceLogits, kl_divergence, logits_of, perplexity, score_lm
 from bitwright.evaluation import reference as reference_file
+from bitwright.evaluation.logits import batch_budget
 from bitwright.evaluation.metric import Metric, ratio_stderr
 
 LENGTHS = (5, 12, 3, 9, 12, 7)
@@ -121,6 +123,13 @@ def test_a_cache_is_made_for_every_batch_and_sees_no_padding(toy_llama: LlamaFor
     assert sorted(c.get_seq_length() for c in caches) == sorted(set(LENGTHS))
 
 
+def test_a_large_vocabulary_makes_the_batches_smaller(toy_llama: LlamaForCausalLM) -> None:
+    assert batch_budget(logits_of(toy_llama), 4096) == 4096
+    wide = SimpleNamespace(vocabulary=131_072)
+    assert batch_budget(wide, 4096) == 512
+    assert batch_budget(lambda ids, mask: ids, 4096) == 4096
+
+
 def test_only_scored_tokens_count(toy_llama: LlamaForCausalLM, data: TokenData) -> None:
     rows = [row[keep] for row, keep in zip(data.ids, data.mask, strict=True)]
     late = token_data(rows, "toy", "", score_from=[n - 1 for n in LENGTHS])
@@ -155,7 +164,8 @@ def test_mode_of_the_module_comes_back(toy_llama: LlamaForCausalLM, data: TokenD
 
 
 def test_protocol_tells_data_number_type_and_tokens(toy_llama: LlamaForCausalLM, data: TokenData) -> None:
-    assert score_lm(logits_of(toy_llama), data).protocol == "toy tokens; fp32; 42 scored tokens"
+    expected = f"toy tokens; fp32; 42 scored tokens, sha256 {data.sha256[:12]}"
+    assert score_lm(logits_of(toy_llama), data).protocol == expected
     half = copy.deepcopy(toy_llama).to(torch.bfloat16)
     assert "; bf16;" in score_lm(logits_of(half), data).protocol
     assert str(Metric("perplexity", 3.53817, "p", 5, 0.1, 0.035)) == "perplexity 3.5382 ± 0.035 (p)"

@@ -80,7 +80,7 @@ def test_image_scores_are_counted_by_hand(wrapped: bool) -> None:
     assert torch.equal(float_logits, logits)
     scores = image_scores(module, data, float_logits, batch_size=3)
     assert (scores.top1, scores.top5, scores.kl, scores.top1_agreement) == (50.0, 75.0, 0.0, 1.0)
-    assert scores.protocol == "toy images; fp32; 4 images"
+    assert scores.protocol == "toy images; fp32; 4 images, sha256 0"
     assert accuracy(module, data).value == 50.0
     other = image_scores(module, data, float_logits.roll(1, -1))
     expected = scipy.stats.entropy(float_logits.roll(1, -1).softmax(-1).double(), logits.softmax(-1).double(), axis=1)

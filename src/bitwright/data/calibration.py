@@ -85,7 +85,7 @@ def _packed(tokenizer: Tokenizer, documents: Documents, length: int) -> list[lis
 
 def _cut(tokenizer: Tokenizer, documents: Documents, length: int) -> list[list[int]]:
     begin = begin_tokens(tokenizer)
-    rows = [begin + ids for ids in encode(tokenizer, list(documents.texts))]
+    rows = [begin + ids for ids in encode(tokenizer, list(documents.filled))]
     longest = max(len(row) for row in rows)
     if longest < length:
         raise InputError(

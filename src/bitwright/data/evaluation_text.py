@@ -28,21 +28,22 @@ def documents_alone(
     """
     check_length(length)
     documents = source if isinstance(source, Documents) else read_documents(source, separator)
-    if count is not None and count > len(documents.texts):
-        raise InputError(f"{documents.source} has {len(documents.texts)} documents, not {count}; ask for fewer")
-    texts = list(documents.texts[:count])
+    if count is not None and count > len(documents.filled):
+        raise InputError(f"{documents.source} has {len(documents.filled)} documents, not {count}; ask for fewer")
+    texts = list(documents.filled[:count])
     begin = begin_tokens(tokenizer)
     rows = [(begin + ids)[:length] for ids in encode(tokenizer, texts)]
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
+    long = [row for row in rows if len(row) > 1]
+    if not long:
         raise InputError(f"no document of {documents.source} has two tokens; give longer documents")
     which = f"first {count}" if count is not None else f"all {len(texts)}"
     start = "BOS + document" if begin else "the document (no BOS in this tokenizer)"
+    dropped = f" ({len(rows) - len(long)} without a second token left out)" if len(long) < len(rows) else ""
     protocol = (
-        f"{documents.source}, {which} documents, each alone: {start}, the model's own tokenizer, "
+        f"{documents.source}, {which} documents{dropped}, each alone: {start}, the model's own tokenizer, "
         f"context {length} (cut, no stride), every token after the first scored"
     )
-    return token_data(rows, documents.source, protocol)
+    return token_data(long, documents.source, protocol)
 
 
 def windows(
@@ -78,11 +79,12 @@ def windows(
     starts = list(range(0, len(row) - body + 1, step))[:count]
     rows = [begin + row[s : s + body] for s in starts]
     score_from = [1] + [length - step] * (len(rows) - 1)
+    left = len(row) - (starts[-1] + body)
     overlap = "not overlapping" if step == body else f"stride {step}, only new tokens scored"
     first = "BOS + " if begin else "no BOS, "
     protocol = (
-        f"{documents.source}, {len(rows)} windows of the running text ({first}{body} tokens, {overlap}), "
-        f"the model's own tokenizer, context {length}, every token after the first scored"
+        f"{documents.source}, {len(rows)} windows of the running text ({first}{body} tokens, {overlap}; the last "
+        f"{left} tokens left out), the model's own tokenizer, context {length}, every token after the first scored"
     )
     return token_data(rows, documents.source, protocol, score_from)
 

@@ -30,13 +30,19 @@ class Documents:
     """Texts in their order.
 
     ``kind`` says how they belong together: ``lines`` are consecutive lines of one running text (joined again by a
-    newline when they are packed), ``documents`` are independent (each starts anew with the begin token).
+    newline when they are packed, blank ones included), ``documents`` are independent (each starts anew with the begin
+    token).
     """
 
     texts: tuple[str, ...]
     source: str
     kind: Kind
     sha256: str
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """The texts without blank ones."""
+        return tuple(text for text in self.texts if text.strip())
 
     def first(self, count: int) -> Documents:
         """Return the first ``count`` documents."""
@@ -96,9 +102,11 @@ def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
             texts = _split(lines, separators)
         else:
             texts, kind = lines, "lines"
-    texts = [t.strip() if kind == "documents" else t.rstrip("\r") for t in texts]
-    texts = [t for t in texts if t.strip()]
-    if not texts:
+    if kind == "lines":
+        texts = [t.rstrip("\r") for t in texts]
+    else:
+        texts = [t.strip() for t in texts if t.strip()]
+    if not any(t.strip() for t in texts):
         raise InputError(f"{path} holds no text; give a file with at least one line")
     return texts, kind
 

@@ -55,7 +55,7 @@ def sts_spearman(module: nn.Module, tokenizer: Tokenizer, data: PairData, length
     value = spearman((first * second).sum(-1), data.scores)
     protocol = (
         f"{data.protocol}, Spearman of cosine and score, mean pooling over the mask, unit length, "
-        f"cut at {length} tokens; {dtype_text(module)}"
+        f"cut at {length} tokens; {dtype_text(module)}; sha256 {data.sha256[:12]}"
     )
     # Fieller's approximation of the standard error of a rank correlation (Biometrika 1957)
     error = math.sqrt(1.06 / (len(data) - 3)) * (1 - value**2) if len(data) > 3 else None

@@ -78,7 +78,7 @@ def image_scores(
         kl=kl,
         top1_agreement=agreement,
         images=len(data),
-        protocol=f"{data.protocol}; {dtype_text(module)}; {len(data):,} images",
+        protocol=f"{data.protocol}; {dtype_text(module)}; {len(data):,} images, sha256 {data.sha256[:12]}",
         seconds=time.perf_counter() - start,
         top1_stderr=100 * math.sqrt(share * (1 - share) / len(data)),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitwright.data.tokens import TokenData
 from bitwright.errors import InputError
-from bitwright.evaluation.logits import LogitsFunction, dtype_of, needs_equal_lengths
+from bitwright.evaluation.logits import LogitsFunction, batch_budget, dtype_of, needs_equal_lengths
 from bitwright.evaluation.metric import Metric, ratio_stderr
 from bitwright.evaluation.reference import CHUNK_BYTES, ReferenceLogits, log_probabilities, scored_rows
 
@@ -65,9 +65,9 @@ def score_lm(
     if isinstance(reference, ReferenceLogits) and reference.data.sha256 != data.sha256:
         raise InputError("the float predictions were gathered on other data; gather them on the data that is scored")
     if reference is not None and not isinstance(reference, ReferenceLogits):
-        reference = ReferenceLogits.gather(reference, data, memory_bytes=0)
+        reference = ReferenceLogits.live(reference, data)
     sums = torch.zeros(len(data), 4, dtype=torch.float64)
-    for rows in data.plan(batch_tokens, needs_equal_lengths(model)):
+    for rows in data.plan(batch_budget(model, batch_tokens), needs_equal_lengths(model)):
         logits = scored_rows(model, data, rows)
         expected = None if reference is None else reference.log_probs(rows)
         sums.index_add_(0, _owners(data, rows), _token_scores(logits, _targets(data, rows), expected))
@@ -142,7 +142,7 @@ def _summary(model: LogitsFunction, data: TokenData, sums: Tensor, compared: boo
         kl=total[2] if compared else None,
         top1_agreement=total[3] if compared else None,
         tokens=tokens,
-        protocol=f"{data.protocol}; {dtype_of(model)}; {tokens:,} scored tokens",
+        protocol=f"{data.protocol}; {dtype_of(model)}; {tokens:,} scored tokens, sha256 {data.sha256[:12]}",
         seconds=seconds,
         perplexity_stderr=None if error is None else value * error,
         kl_stderr=ratio_stderr(sums[:, 2].tolist(), counts) if compared else None,

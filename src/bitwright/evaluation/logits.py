@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+LOGITS_BYTES = 1 << 28  # of one batch: with a vocabulary of 128 k these are 512 tokens
+
 
 class LogitsFunction(Protocol):
     """``input_ids`` and ``attention_mask`` int64 ``[batch, length]`` to logits ``[batch, length, vocabulary]``."""
@@ -70,6 +72,12 @@ class CausalLogits:
         """Name of the number type, for the protocol."""
         return dtype_text(self.module)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of logits per token where the module's config tells."""
+        size = getattr(getattr(self.module, "config", None), "vocab_size", None)
+        return size if isinstance(size, int) else None
+
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, /) -> Tensor:
         """Run one forward pass over the whole sequences."""
         del attention_mask
@@ -99,6 +107,12 @@ def logits_of(module: nn.Module, cache_factory: Callable[[], Any] | None = None)
 def needs_equal_lengths(model: object) -> bool:
     """True if the model function asks for batches without padding."""
     return bool(getattr(model, "equal_lengths", False))
+
+
+def batch_budget(model: object, batch_tokens: int) -> int:
+    """Return how many tokens one forward pass may take so that its logits stay below ``LOGITS_BYTES``."""
+    vocabulary = getattr(model, "vocabulary", None)
+    return min(batch_tokens, max(1, LOGITS_BYTES // (4 * vocabulary))) if isinstance(vocabulary, int) else batch_tokens
 
 
 def dtype_of(model: object) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitwright.data.tokens import TokenData
 from bitwright.errors import InputError
-from bitwright.evaluation.logits import LogitsFunction, needs_equal_lengths
+from bitwright.evaluation.logits import LogitsFunction, batch_budget, needs_equal_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +66,9 @@ class ReferenceLogits:
         Raises:
             InputError: if nothing is scored or the file cannot be written.
         """
-        counts = data.scored.sum(1)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        if int(starts[-1]) == 0:
-            raise InputError(f"{data.source}: no token is scored, so there is nothing to compare; use evaluation data")
+        starts = _starts(data)
         stored: Tensor | None = None
-        for rows in data.plan(batch_tokens, needs_equal_lengths(model)):
+        for rows in data.plan(batch_budget(model, batch_tokens), needs_equal_lengths(model)):
             logits = scored_rows(model, data, rows)
             if stored is None:
                 stored = _room(int(starts[-1]), logits.shape[-1], memory_bytes, folder)
@@ -83,11 +80,23 @@ class ReferenceLogits:
                 stored[where[piece]] = log_probabilities(logits[piece]).cpu()
         return cls(data, model, stored, starts)
 
+    @classmethod
+    def live(cls, model: LogitsFunction, data: TokenData) -> ReferenceLogits:
+        """Keep nothing: the float model runs again for every batch."""
+        return cls(data, model, None, _starts(data))
+
     def log_probs(self, rows: Tensor) -> Tensor:
         """Return the log-probabilities ``[tokens, vocabulary]`` of the sequences ``rows``, in that order."""
         if self.stored is None:
             return log_probabilities(scored_rows(self.model, self.data, rows))
         return self.stored[_places(self.starts, rows)]
+
+
+def _starts(data: TokenData) -> Tensor:
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), data.scored.sum(1).cumsum(0)])
+    if int(starts[-1]) == 0:
+        raise InputError(f"{data.source}: no token is scored, so there is nothing to compare; use evaluation data")
+    return starts
 
 
 def _places(starts: Tensor, rows: Tensor) -> Tensor:
