@@ -22,6 +22,7 @@ from transformers import (
 import bitwright.transformers
 from bitwright.errors import InputError
 from bitwright.runtime import QuantEmbedding, QuantLinear, QuantModule, describe
+from bitwright.runtime.cache import QuantizedCache
 from bitwright.runtime.load import load
 from tests.unit.native_writer import dequantized_twin, write_native
 
@@ -87,16 +88,11 @@ def test_a_head_that_shared_the_embedding(toy_llama: LlamaForCausalLM, tmp_path:
     torch.manual_seed(0)
     tied = LlamaForCausalLM(LlamaConfig(**options)).eval()
     state = tied.state_dict()
-    embedding = {"model.embed_tokens.weight": state["model.embed_tokens.weight"]}
+    own_head = {"lm_head.weight": state["model.embed_tokens.weight"]}
     for name, weights, drop, extra in (
         ("kept", dict.fromkeys(block_linears(tied), "int4 g32"), ("lm_head.weight",), {}),
         ("head", {"lm_head": "int4 g32"}, (), {}),
-        (
-            "embedding",
-            {"model.embed_tokens": "int4 g32"},
-            (),
-            {"lm_head.weight": embedding["model.embed_tokens.weight"]},
-        ),
+        ("embedding", {"model.embed_tokens": "int4 g32"}, (), own_head),
         ("both", {"model.embed_tokens": "int8 channel", "lm_head": "int4 g32"}, (), {}),
     ):
         folder = tmp_path / name
@@ -166,6 +162,22 @@ def test_the_model_without_its_head_loads_from_the_same_folder(toy_llama: LlamaF
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(again.model(IDS).last_hidden_state, full.model(IDS).last_hidden_state)
+
+
+def test_a_quantized_cache_comes_with_the_checkpoint(toy_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    model = copy.deepcopy(toy_llama)
+    kv = {"key": {"format": "int4 token", "online": []}, "value": {"format": "int4 token"}, "window": 0}
+    write_native(
+        tmp_path, model, dict.fromkeys(block_linears(model), "int8 channel"), config=config_of(model), kv_cache=kv
+    )
+    for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), load(tmp_path)):
+        with torch.no_grad():
+            output = loaded(IDS)
+        assert isinstance(output.past_key_values, QuantizedCache)
+        assert not torch.equal(output.logits, logits(loaded))
+        factory = loaded.bitwright_cache_factory
+        assert 0 < float((output.logits - logits(loaded)).abs().max()) < 2
+        assert isinstance(factory(), QuantizedCache)
 
 
 def test_save_pretrained_writes_a_native_checkpoint_again(toy_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -253,17 +265,14 @@ def test_damaged_checkpoints_are_refused(toy_llama: LlamaForCausalLM, tmp_path: 
         (folder / "config.json").write_text(json.dumps(raw))
         with pytest.raises(InputError, match=message):
             load(folder)
+    toy_llama.save_pretrained(tmp_path / "float")
     with pytest.raises(InputError, match="quantization_config"):
-        toy_llama.save_pretrained(tmp_path / "float")
         load(tmp_path / "float")
-    with pytest.raises(InputError, match="no module"):
-        load(write("other", config={**config, "num_hidden_layers": 0}) if False else _renamed(write("path"), path))
-
-
-def _renamed(folder: Path, path: str) -> Path:
+    folder = write("path")
     text = (folder / "config.json").read_text().replace(f'"{path}"', '"model.layers.7.mlp.up_proj"')
     (folder / "config.json").write_text(text)
-    return folder
+    with pytest.raises(InputError, match="no module"):
+        load(folder)
 
 
 def test_registration_happens_once() -> None:

@@ -127,8 +127,12 @@ def _base(n: int) -> int | None:
 @functools.lru_cache(maxsize=64)
 def _matrix(n: int) -> np.ndarray | None:
     """A Hadamard matrix of order ``n`` as int8, or ``None``."""
-    if n in (1, 2):
-        return np.array([[1]] if n == 1 else [[1, 1], [1, -1]], dtype=np.int8)
+    if n & (n - 1) == 0:
+        # Sylvester's matrices for powers of two: a fast kernel can run them as butterflies.
+        matrix = np.ones((1, 1), dtype=np.int8)
+        while len(matrix) < n:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        return matrix
     if n % 4:
         return None
     found = paley_one(n)
