@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, T5Config
 
 from bitwright.errors import InputError
 from bitwright.formats import parse
@@ -142,6 +142,8 @@ def test_manifests_are_checked() -> None:
         cache_factory({**TOKEN, "windw": 3})
     with pytest.raises(InputError, match="number of tokens"):
         cache_factory({**TOKEN, "window": -1})
+    with pytest.raises(UnsupportedError, match="encoder-decoder"):
+        cache_factory(TOKEN, T5Config())
     with pytest.raises(UnsupportedError, match="linear_attention"):
         cache_factory(TOKEN, LlamaConfig(num_hidden_layers=1, layer_types=["linear_attention"]))
 

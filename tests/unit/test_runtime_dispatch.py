@@ -59,6 +59,8 @@ def test_what_nothing_serves_is_refused_with_every_limit() -> None:
         table.choose(request(op="attention"))
     with pytest.raises(InputError, match="linear/decode"):
         Table((DECODE, DECODE))
+    with pytest.raises(UnsupportedError, match="float32 and float64, not int64"):
+        layer()(torch.ones(2, 8, dtype=torch.long))
     with pytest.raises(UnsupportedError, match="at most 4 tokens"):
         layer(table=table)(torch.ones(8, 8))
 

@@ -150,6 +150,8 @@ def cache_factory(
     Raises:
         InputError, UnsupportedError: as :class:`QuantizedCache` and :func:`read_cache`.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError("a quantized cache serves decoders, not encoder-decoder networks; leave kv_cache out")
     checked = manifest if isinstance(manifest, CacheManifest) else read_cache(manifest)
     if checked is None:
         raise InputError("there is no kv_cache in the manifest; use the model's own cache")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.formats import Format, QuantizedTensor
+from bitwright.formats import QuantizedTensor
 from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.geometry import ConvGeometry
@@ -33,9 +33,7 @@ class QuantConv2d(QuantModule):
         bias: Tensor | None,
         geometry: ConvGeometry,
         *,
-        input_format: Format | None = None,
-        input_scale: Tensor | None = None,
-        input_zero: Tensor | None = None,
+        input: ActivationQuantizer | None = None,  # noqa: A002
         online: Sequence[OnlineOperation] = (),
         cache_weights: bool = False,
         table: Table = TABLE,
@@ -47,9 +45,7 @@ class QuantConv2d(QuantModule):
             meta,
             shape,
             bias,
-            input_format=input_format,
-            input_scale=input_scale,
-            input_zero=input_zero,
+            input=input,
             online=online,
             cache_weights=cache_weights,
             table=table,
@@ -77,9 +73,7 @@ class QuantConv2d(QuantModule):
             weight.shape,
             bias,
             geometry,
-            input_format=None if input is None else input.format,
-            input_scale=None if input is None else input.scale,
-            input_zero=None if input is None else input.zero,
+            input=input,
             online=online,
             cache_weights=cache_weights,
             table=table,
@@ -104,9 +98,7 @@ class QuantConv2d(QuantModule):
             (weight.shape[0], weight[0].numel()),
             bias,
             geometry,
-            input_format=None if input is None else input.format,
-            input_scale=None if input is None else input.scale,
-            input_zero=None if input is None else input.zero,
+            input=input,
             online=online,
             table=table,
             dtype=weight.dtype,

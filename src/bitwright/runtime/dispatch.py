@@ -48,10 +48,11 @@ class Request:
     keep_dense: bool = False
 
 
-def serve_all(request: Request) -> str | None:
-    """Refuse nothing; the ``refuses`` of the reference kernels."""
-    del request
-    return None
+def serve_floats(request: Request) -> str | None:
+    """Refuse what torch cannot multiply: the ``refuses`` of the reference kernels."""
+    if request.dtype.is_floating_point and request.dtype.itemsize >= 2:
+        return None
+    return f"serves float16, bfloat16, float32 and float64, not {str(request.dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Kernel:
     run: Callable[..., Any]
     forms: frozenset[str] = field(default=frozenset())
     devices: frozenset[str] = field(default=frozenset())
-    refuses: Callable[[Request], str | None] = serve_all
+    refuses: Callable[[Request], str | None] = serve_floats
 
     def limit(self, request: Request) -> str | None:
         """Return why this kernel does not serve the request, or ``None`` if it does."""

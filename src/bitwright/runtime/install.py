@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.runtime.activation import is_static, static_size
+from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
 from bitwright.runtime.conv import QuantConv2d
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.embedding import QuantEmbedding
@@ -55,12 +55,7 @@ def _make(
     weight = None if entry.weight is None else packed_tensors(path, entry.weight, tensors)
     shape = _shape(path, entry, source)
     bias = _bias(path, entry, source, tensors)
-    scale = zero = None
-    if entry.input is not None and is_static(entry.input):
-        scale = _required(f"{path}.input_scale", tensors)
-        zero = _required(f"{path}.input_zero", tensors) if entry.input.asymmetric else None
-        if scale.numel() not in (1, static_size(entry.input, shape[1])):
-            raise InputError(f"{path}.input_scale has {scale.numel()} values; quantize again")
+    quantizer = _quantizer(path, entry, shape[1], tensors)
     if entry.kind == "embedding":
         return _embedding(path, entry, source, weight, shape, cache_weights, table)
     made: QuantModule
@@ -69,13 +64,13 @@ def _make(
             raise InputError(f"{path} is a {type(source).__name__}; only Conv2d modules can run as convolutions")
         made = QuantConv2d(
             weight, entry.weight, shape, bias, ConvGeometry.of(source),
-            input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
+            input=quantizer, online=entry.online,
             cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
         )  # fmt: skip
     else:
         made = QuantLinear(
             weight, entry.weight, shape, bias,
-            input_format=entry.input, input_scale=scale, input_zero=zero, online=entry.online,
+            input=quantizer, online=entry.online,
             cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
         )  # fmt: skip
         made.transposed = entry.transposed
@@ -83,6 +78,20 @@ def _make(
         name = f"{path}.weight"
         made.weight = nn.Parameter(tensors[name] if name in tensors else _weight_of(path, source), requires_grad=False)
     return made
+
+
+def _quantizer(
+    path: str, entry: ModuleEntry, columns: int, tensors: Mapping[str, Tensor]
+) -> ActivationQuantizer | None:
+    if entry.input is None:
+        return None
+    if not is_static(entry.input):
+        return ActivationQuantizer(entry.input)
+    scale = _required(f"{path}.input_scale", tensors)
+    if scale.numel() not in (1, static_size(entry.input, columns)) and entry.kind == "linear":
+        raise InputError(f"{path}.input_scale has {scale.numel()} values for {columns} channels; quantize again")
+    zero = _required(f"{path}.input_zero", tensors) if entry.input.asymmetric else None
+    return ActivationQuantizer(entry.input, scale, zero)
 
 
 def _embedding(

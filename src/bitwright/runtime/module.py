@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, Format, IntGrid, QuantizedTensor, parse
-from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
+from bitwright.formats import CodebookGrid, IntGrid, QuantizedTensor, parse
+from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Choice, Request, Table
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.online import run_online
@@ -51,9 +51,7 @@ class QuantModule(nn.Module):
         shape: tuple[int, int],
         bias: Tensor | None = None,
         *,
-        input_format: Format | None = None,
-        input_scale: Tensor | None = None,
-        input_zero: Tensor | None = None,
+        input: ActivationQuantizer | None = None,  # noqa: A002
         online: Sequence[OnlineOperation] = (),
         cache_weights: bool = False,
         table: Table = TABLE,
@@ -74,16 +72,17 @@ class QuantModule(nn.Module):
         for key, tensor in (weight or {}).items():
             self.register_buffer(buffer_name(key), tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.input_format = input_format
-        self.register_buffer("input_scale", input_scale)
-        self.register_buffer("input_zero", input_zero)
+        self.input_format = None if input is None else input.format
+        self.register_buffer("input_scale", None if input is None else input.scale)
+        self.register_buffer("input_zero", None if input is None else input.zero)
         self.online = tuple(online)
         self.cache_weights = cache_weights
         self.table = table
         self.dtype = dtype
         self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
-        if input_format is not None:
-            self._check_input(input_format)
+        features = self.input_features()
+        if input is not None and input.scale is not None and input.scale.numel() not in (1, features):
+            raise InputError(f"{input.scale.numel()} input scales do not fit {features} channels; give 1 or {features}")
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
@@ -221,18 +220,6 @@ class QuantModule(nn.Module):
 
     def _format_text(self) -> str:
         return "" if self.weight_meta is None else first_format(self.weight_meta)
-
-    def _check_input(self, fmt: Format) -> None:
-        features = self.input_features()
-        if not is_static(fmt):
-            if self.input_scale is not None:
-                raise InputError(f"the input format '{fmt}' measures its range; drop the stored scale")
-            return
-        sizes = {1, features}
-        if self.input_scale is None:
-            raise InputError(f"the input format '{fmt}' needs a stored scale of {static_size(fmt, features)} value(s)")
-        if self.input_scale.numel() not in sizes:
-            raise InputError(f"{self.input_scale.numel()} input scales do not fit {features} channels")
 
     def input_features(self) -> int:
         """Channels of the input."""

@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitwright.runtime.activation import ActivationQuantizer
-from bitwright.runtime.dispatch import Kernel, Request
+from bitwright.runtime.dispatch import Kernel, Request, serve_floats
 from bitwright.runtime.weight import PackedWeight
 
 
 def refuses(request: Request) -> str | None:
     """Serve only where the caller allowed the copy."""
-    return None if request.keep_dense else "keeps a float copy of the weight, which was not asked for (cache_weights)"
+    if not request.keep_dense:
+        return "keeps a float copy of the weight, which was not asked for (cache_weights)"
+    return serve_floats(request)
 
 
 def prepare(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
