@@ -61,7 +61,9 @@ def test_reads_what_safetensors_wrote(tmp_path: Path, shards: int) -> None:
 )
 def test_every_dtype_survives(tmp_path: Path, dtype: torch.dtype) -> None:
     values = torch.arange(6).reshape(2, 3).to(dtype)
-    safetensors.torch.save_file({"a": values, "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.0)}, tmp_path / "m.safetensors")
+    safetensors.torch.save_file(
+        {"a": values, "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.0)}, tmp_path / "m.safetensors"
+    )
     checkpoint = Checkpoint.open(tmp_path / "m.safetensors")
     assert checkpoint.load("a").dtype == dtype
     assert torch.equal(checkpoint.load("a").float(), values.float())

@@ -64,7 +64,11 @@ def test_three_blocks_in_order_and_every_matrix_a_site(name: str) -> None:
     [
         ("llama", ["lm_head"], ["model.embed_tokens"]),
         ("gpt2", ["lm_head"], ["transformer.wte", "transformer.wpe"]),
-        ("bert", [], ["embeddings.word_embeddings", "embeddings.token_type_embeddings", "embeddings.position_embeddings"]),
+        (
+            "bert",
+            [],
+            ["embeddings.word_embeddings", "embeddings.token_type_embeddings", "embeddings.position_embeddings"],
+        ),
         ("bert-masked", ["cls.predictions.decoder"], None),
         ("vit", ["classifier"], []),
     ],
@@ -209,7 +213,9 @@ def test_the_stream_names_its_parts() -> None:
     assert stream.embeddings == ("model.embed_tokens",)
     assert len(stream.norms) == 7
     assert len(stream.readers) == 3 * 5 + 1
-    assert stream.writers == tuple(f"model.layers.{i}.{w}" for i in range(3) for w in ("self_attn.o_proj", "mlp.down_proj"))
+    assert stream.writers == tuple(
+        f"model.layers.{i}.{w}" for i in range(3) for w in ("self_attn.o_proj", "mlp.down_proj")
+    )
     pictures = _found("vit").residual
     assert pictures is not None
     names = {item.name for item in pictures.writes}

@@ -42,7 +42,9 @@ def test_streamed_equals_loaded(tmp_path: Path, name: str) -> None:
     assert torch.equal(_logits(streamed), expected)
     assert all(parameter.is_meta for parameter in streamed.module.parameters())
     with streamed.unit("") as whole:
-        assert {n: v.shape for n, v in whole.state_dict().items()} == {n: v.shape for n, v in module.state_dict().items()}
+        assert {n: v.shape for n, v in whole.state_dict().items()} == {
+            n: v.shape for n, v in module.state_dict().items()
+        }
         for key, value in module.state_dict().items():
             assert torch.equal(whole.state_dict()[key], value)
 
