@@ -84,7 +84,7 @@ class Output(AbstractContextManager["Output"]):
 def build_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
     """A rich table of ``rows``; a column whose first filled cell is a number is aligned to the right."""
     cells = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_header=any(columns))
     for place, name in enumerate(columns):
         filled = (row[place] for row in cells if row[place] is not None)
         number = isinstance(next(filled, None), int | float)
