@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from bitwright.data import calibration, documents_alone, evaluation, self_generated, sentence_tokens, windows
+from bitwright.data import calibration, documents_alone, evaluation, pieces, self_generated, sentence_tokens, windows
 from bitwright.data.sources import Documents
 from bitwright.errors import CheckError, InputError
 from bitwright.events import Events
@@ -119,6 +119,15 @@ def test_windows_score_every_covered_token_once(characters: int, length: int, st
     assert scored == text[0 if begin else 1 : reached]
 
 
+def test_pieces_are_whole_and_of_one_document() -> None:
+    tokenizer = LetterTokenizer()
+    data = pieces(tokenizer, ["abcdefgh", "ij", "klm"], length=4, per_document=2)
+    assert texts(tokenizer, data.ids) == ["^abc", "^def", "^klm"]
+    assert len(pieces(tokenizer, ["abcdefghi"], length=4)) == 3
+    with pytest.raises(InputError, match="no document of texts has 9 tokens"):
+        pieces(tokenizer, ["abcdefgh"], length=10)
+
+
 def test_windows_without_stride_do_not_overlap() -> None:
     tokenizer = LetterTokenizer()
     data = windows(tokenizer, running("abcdefgh"), length=4)
@@ -179,6 +188,15 @@ def test_self_generated_text_follows_the_models_own_distribution(toy_llama: Llam
     assert "seed 5" in data.protocol
 
 
+def test_self_is_a_source_of_calibration(toy_llama: LlamaForCausalLM) -> None:
+    data = calibration(LetterTokenizer(5, 7), "self", 2, 8, seed=3, module=toy_llama)
+    assert torch.equal(data.ids, self_generated(toy_llama, 5, 2, 8, seed=3, end=7).ids)
+    with pytest.raises(InputError, match="needs the model and its tokenizer"):
+        calibration(LetterTokenizer(), "self", 2, 8)
+    with pytest.raises(InputError, match="neither BOS nor EOS"):
+        calibration(LetterTokenizer(None), "self", 2, 8, module=toy_llama)
+
+
 def test_self_generated_text_does_not_depend_on_the_batch(toy_llama: LlamaForCausalLM) -> None:
     one, three = (self_generated(toy_llama, 1, 3, 8, batch_size=size) for size in (1, 3))
     assert torch.equal(one.ids, three.ids)
@@ -190,5 +208,7 @@ def test_self_generated_text_starts_anew_after_the_end(toy_llama: LlamaForCausal
     after = ids[:, 1:][ids[:, :-1] == 7]
     assert len(after) > 0
     assert (after == 1).all()
+    one = self_generated(toy_llama, 7, 2, 12, end=7).ids  # begin and end are one token in many tokenizers
+    assert len(set(one[0].tolist())) > 4
     with pytest.raises(InputError, match="positive temperature"):
         self_generated(toy_llama, 1, temperature=0.0)

@@ -1,7 +1,7 @@
 """Calibration and evaluation data: text, token ids, images, sentence pairs, and text sampled from the model itself."""
 
 from bitwright.data.calibration import calibration
-from bitwright.data.evaluation_text import documents_alone, evaluation, windows
+from bitwright.data.evaluation_text import documents_alone, evaluation, pieces, windows
 from bitwright.data.images import ImageData
 from bitwright.data.pairs import PairData
 from bitwright.data.sampling import self_generated
@@ -17,6 +17,7 @@ __all__ = [
     "calibration",
     "documents_alone",
     "evaluation",
+    "pieces",
     "read_documents",
     "read_ids",
     "self_generated",

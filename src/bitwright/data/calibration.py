@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
+from bitwright.data.sampling import self_generated
 from bitwright.data.seeds import stream
 from bitwright.data.sources import Documents, Source, read_documents, read_ids, zoo_documents
 from bitwright.data.tokenizing import Tokenizer, begin_tokens, check_length, encode
@@ -29,6 +31,7 @@ def calibration(
     joining: Joining = "pack",
     separator: str | None = None,
     events: Events | None = None,
+    module: nn.Module | None = None,
 ) -> TokenData:
     """Make ``sequences`` token sequences of ``length`` tokens.
 
@@ -41,8 +44,10 @@ def calibration(
     Args:
         tokenizer: a transformers tokenizer; may be None for stored ids (``.safetensors``, ``.npz``), which are
             drawn from as they are.
-        source: see :func:`bitwright.data.sources.read_documents`, or a path of stored ids.
+        source: see :func:`bitwright.data.sources.read_documents`; or a path of stored ids; or ``self``, text that
+            ``module`` writes itself after BOS (EOS where there is none).
         events: where a shortage of text is recorded (fewer sequences than asked for); logged if None.
+        module: the model, only for the source ``self``.
 
     Raises:
         InputError: if the text is empty or shorter than one sequence.
@@ -52,6 +57,8 @@ def calibration(
         raise InputError("calibration needs at least one sequence; ask for 1 or more")
     if isinstance(source, str | Path) and Path(source).suffix in (".safetensors", ".npz"):
         return _from_ids(Path(source), sequences, length, seed, events)
+    if isinstance(source, str) and source == "self":
+        return _from_model(tokenizer, module, sequences, length, seed)
     if tokenizer is None:
         raise InputError("text cannot be tokenised without a tokenizer; give one, or a file of token ids")
     if isinstance(source, str) and source == "zoo":
@@ -65,6 +72,17 @@ def calibration(
         how = f"beginnings of documents, {length} tokens with {begin.strip(' +') or 'no begin token'}"
     protocol = f"calibration on {documents.source}: {len(rows)} x {length} tokens, {how}, drawn with seed {seed}"
     return token_data(rows, documents.source, protocol)
+
+
+def _from_model(
+    tokenizer: Tokenizer | None, module: nn.Module | None, sequences: int, length: int, seed: int
+) -> TokenData:
+    if tokenizer is None or module is None:
+        raise InputError("calibration text from the model itself needs the model and its tokenizer; give both")
+    begin = begin_tokens(tokenizer) or ([] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)])
+    if not begin:
+        raise InputError("the tokenizer has neither BOS nor EOS to begin text with; call self_generated with a token")
+    return self_generated(module, begin[0], sequences, length, seed, end=tokenizer.eos_token_id)
 
 
 def _packed(tokenizer: Tokenizer, documents: Documents, length: int) -> list[list[int]]:

@@ -9,6 +9,8 @@ from bitwright.data.tokenizing import Tokenizer, begin_tokens, check_length, enc
 from bitwright.data.tokens import TokenData, token_data
 from bitwright.errors import InputError
 
+HELDOUT_PIECES = 2  # of each held-out file of the zoo
+
 
 def documents_alone(
     tokenizer: Tokenizer,
@@ -89,6 +91,36 @@ def windows(
     return token_data(rows, documents.source, protocol, score_from)
 
 
+def pieces(
+    tokenizer: Tokenizer, source: Source | Documents, length: int = 512, per_document: int | None = None
+) -> TokenData:
+    """Score each document in pieces of its own: BOS + ``length - 1`` tokens, not overlapping, incomplete ones dropped.
+
+    Args:
+        per_document: at most this many pieces from the beginning of a document (None: all), so that none dominates.
+
+    Raises:
+        InputError: if no document fills a piece.
+    """
+    check_length(length)
+    documents = source if isinstance(source, Documents) else read_documents(source)
+    begin = begin_tokens(tokenizer)
+    body = length - len(begin)
+    rows = []
+    for ids in encode(tokenizer, list(documents.filled)):
+        starts = range(0, len(ids) - body + 1, body)[:per_document]
+        rows += [begin + ids[start : start + body] for start in starts]
+    if not rows:
+        raise InputError(f"no document of {documents.source} has {body} tokens; give longer ones or a smaller context")
+    most = "all" if per_document is None else f"at most {per_document}"
+    protocol = (
+        f"{documents.source}, {len(documents.filled)} documents, {most} whole pieces of each, {len(rows)} pieces of "
+        f"{'BOS + ' if begin else ''}{body} tokens, not overlapping, the model's own tokenizer, context {length}, "
+        "every token after the first scored"
+    )
+    return token_data(rows, documents.source, protocol)
+
+
 def evaluation(
     tokenizer: Tokenizer | None,
     source: Source | Documents,
@@ -98,7 +130,8 @@ def evaluation(
 ) -> TokenData:
     """Pick the protocol by the source: stored ids as they are, documents each alone, a running text in windows.
 
-    ``zoo`` is the embedded model's committed token ids; ``zoo:heldout`` its real held-out text, tokenised here.
+    ``zoo`` is the embedded model's committed token ids; ``zoo:heldout`` its real held-out files, tokenised here and cut
+    as the figure on its card was measured.
 
     Raises:
         InputError: as the functions above, or if text comes without a tokenizer.
@@ -111,6 +144,9 @@ def evaluation(
     if tokenizer is None:
         raise InputError("text cannot be tokenised without a tokenizer; give one, or a file of token ids")
     documents = source if isinstance(source, Documents) else read_documents(source, separator)
+    if source == "zoo:heldout":
+        data = pieces(tokenizer, documents, length, HELDOUT_PIECES)
+        return data if count is None else data.first(count)
     if documents.kind == "lines":
         return windows(tokenizer, documents, length, count=count)
     return documents_alone(tokenizer, documents, count, length)

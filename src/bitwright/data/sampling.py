@@ -23,7 +23,7 @@ def self_generated(
     """Sample sequences from a causal language model of transformers, starting from the token ``begin``.
 
     Plain sampling from the model's own distribution (no truncation). After the token ``end`` the sequence starts anew
-    with ``begin``. Each sequence has its own random stream, so the batch size does not choose the numbers drawn.
+    with ``begin`` (where the two are one token, that has already happened). Each sequence has its own random stream, so the batch size does not choose the numbers drawn.
 
     Raises:
         InputError: if the logits are not finite or the sizes are not positive.
@@ -61,7 +61,7 @@ def _sample(module: nn.Module, draws: Tensor, begin: int, end: int | None, tempe
         cumulative = torch.softmax(logits / temperature, -1).double().cumsum(-1)
         point = draws[:, position + 1 : position + 2].double() * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
-        if end is not None:
+        if end is not None and end != begin:
             token = torch.where(ids[:, position] == end, torch.full_like(token, begin), token)
         ids[:, position + 1] = token
     return ids
