@@ -23,7 +23,8 @@ def self_generated(
     """Sample sequences from a causal language model of transformers, starting from the token ``begin``.
 
     Plain sampling from the model's own distribution (no truncation). After the token ``end`` the sequence starts anew
-    with ``begin`` (where the two are one token, that has already happened). Each sequence has its own random stream, so the batch size does not choose the numbers drawn.
+    with ``begin`` (where the two are one token, that has already happened). Each sequence has its own random stream,
+    so the batch size does not choose the numbers drawn.
 
     Raises:
         InputError: if the logits are not finite or the sizes are not positive.
