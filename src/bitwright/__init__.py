@@ -13,7 +13,7 @@ from bitwright.errors import BitwrightError, CheckError, InputError
 if TYPE_CHECKING:
     from bitwright.events import Event, Events
     from bitwright.formats import Format, QuantizedTensor, parse
-    from bitwright.jobs import load, plan, quantize
+    from bitwright.jobs.api import load, plan, quantize
     from bitwright.models import discover, open_model
     from bitwright.recipes import Recipe, all_recipes, recipe
 
@@ -31,9 +31,9 @@ _HOMES: dict[str, str] = {
     "Recipe": "bitwright.recipes",
     "all_recipes": "bitwright.recipes",
     "recipe": "bitwright.recipes",
-    "load": "bitwright.jobs",
-    "plan": "bitwright.jobs",
-    "quantize": "bitwright.jobs",
+    "load": "bitwright.jobs.api",
+    "plan": "bitwright.jobs.api",
+    "quantize": "bitwright.jobs.api",
 }
 
 __all__ = [
