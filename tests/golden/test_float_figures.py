@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bitwright import zoo
 from bitwright.claims.assets import EmbeddingAsset, ImageAsset, LmAsset, load_asset
+from bitwright.data import evaluation
 from bitwright.errors import InputError
 from bitwright.evaluation import image_scores, logits_of, score_lm, sts_spearman
 
@@ -20,6 +22,32 @@ def opened(name: str, folder: Path) -> LmAsset | ImageAsset | EmbeddingAsset:
         return load_asset(name, folder)
     except InputError as error:
         pytest.skip(str(error))
+
+
+def test_embedded_language_model() -> None:
+    asset = load_asset("zoo")
+    assert isinstance(asset, LmAsset)
+    model = asset.open()
+    quick = score_lm(logits_of(model.module), asset.evaluation(model).first(4))
+    assert quick.perplexity == pytest.approx(zoo.card("lm")["eval_tokens"]["perplexity_first_4_windows"], rel=1e-4)
+    assert quick.tokens == 4 * 511
+
+
+@pytest.mark.slow
+def test_embedded_language_model_on_all_its_data() -> None:
+    asset = load_asset("zoo")
+    assert isinstance(asset, LmAsset)
+    model = asset.open()
+    sampled = score_lm(logits_of(model.module), asset.evaluation(model))
+    assert sampled.perplexity == pytest.approx(asset.figure.value, rel=1e-4)
+    try:
+        held_out = evaluation(model.tokenizer(), "zoo:heldout")
+    except InputError as error:
+        pytest.skip(str(error))
+    card = zoo.card("lm")["heldout"]
+    if len(held_out) != card["windows"]:
+        pytest.skip(f"{len(held_out)} of {card['windows']} held-out pieces: other versions are installed")
+    assert score_lm(logits_of(model.module), held_out).perplexity == pytest.approx(card["perplexity"], rel=1e-4)
 
 
 def test_stories260k(assets: Path) -> None:
