@@ -1,0 +1,1 @@
+"""The digits classifier: network source, weights and card."""
