@@ -72,7 +72,7 @@ def test_stories_ledger_protocol(name: str, assets: Path) -> None:
     assert scores.top1_accuracy == pytest.approx(accuracy, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "top1"), [("vision-resnet20-cifar10", 93.6), ("vision-vit-cifar10", 72.8)])
+@pytest.mark.parametrize(("name", "top1"), [("vision-resnet-cifar10", 93.6), ("vision-vit-cifar10", 72.8)])
 def test_first_thousand_images(name: str, top1: float, assets: Path) -> None:
     asset = opened(name, assets)
     assert isinstance(asset, ImageAsset)
@@ -82,7 +82,7 @@ def test_first_thousand_images(name: str, top1: float, assets: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vision-resnet20-cifar10", "vision-resnet56-cifar10", "vision-vit-cifar10"])
+@pytest.mark.parametrize("name", ["vision-resnet-cifar10", "vision-resnet56-cifar10", "vision-vit-cifar10"])
 def test_all_test_images(name: str, assets: Path) -> None:
     asset = opened(name, assets)
     assert isinstance(asset, ImageAsset)

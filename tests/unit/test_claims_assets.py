@@ -86,7 +86,7 @@ def test_embedded_digits_need_no_folder() -> None:
 
 
 def test_calibration_images_are_drawn_by_seed(assets: Path) -> None:
-    asset = load_asset("vision-resnet20-cifar10", assets)
+    asset = load_asset("vision-resnet-cifar10", assets)
     assert isinstance(asset, ImageAsset)
     model = asset.open()
     one, same, other = (asset.calibration(model, 16, seed) for seed in (0, 0, 1))

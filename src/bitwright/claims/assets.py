@@ -139,7 +139,7 @@ FROM_FOLDER = (
     "lm-bitnet-stories-1m",
     "lm-bitnet-stories-3m",
     "lm-stories260k",
-    "vision-resnet20-cifar10",
+    "vision-resnet-cifar10",  # ResNet-20
     "vision-resnet56-cifar10",
     "vision-vit-cifar10",
 )
@@ -180,7 +180,7 @@ def _vision(name: str, folder: Path) -> ImageAsset:
     if name == "vision-vit-cifar10":
         figure = Figure("top-1 %", 71.93, 0.03)
         return ImageAsset(name, _there(folder / name), images, CIFAR_MEAN, CIFAR_STD, figure, "checkpoint")
-    network: Literal["resnet20", "resnet56"] = "resnet20" if "resnet20" in name else "resnet56"
+    network: Literal["resnet20", "resnet56"] = "resnet56" if "resnet56" in name else "resnet20"
     path = _there(folder / "vision-resnet-cifar10" / f"{network}.safetensors")
     figure = Figure("top-1 %", 91.73 if network == "resnet20" else 93.39, 0.03)
     return ImageAsset(name, path, images, IMAGENET_MEAN, IMAGENET_STD, figure, network)
