@@ -1,0 +1,210 @@
+"""Runs claims: measures what their checks name and judges it."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitwright.claims.assets import load_asset
+from bitwright.claims.measure import Bench, Measured, replaced_data
+from bitwright.errors import InputError
+from bitwright.formats import parse
+from bitwright.jobs.request import build_recipe
+from bitwright.recipes import Check, Claim, Recipe, RecipeInfo, recipe_info
+from bitwright.recipes.registry import with_weight_format
+
+FORMAT_VERSION = 1
+QUICK_SEQUENCES = 16
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check with its numbers (means over seeds)."""
+
+    text: str
+    passed: bool
+    measured: float
+    baseline: float | None
+    at: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim's verdict with everything needed to repeat it."""
+
+    name: str
+    verdict: str
+    asset: str
+    prepare: str
+    protocol: str
+    seeds: tuple[int, ...]
+    checks: tuple[CheckResult, ...]
+    measurements: Mapping[str, Mapping[str, Any]]
+    float_metrics: Mapping[str, float]
+    seconds: float
+    commit: str
+    date: str
+    format_version: int = FORMAT_VERSION
+
+    def as_json(self) -> dict[str, Any]:
+        """The ledger's form."""
+        return asdict(self)
+
+
+@dataclass
+class Runner:
+    """Measures the variants of one claim, each once per seed."""
+
+    info: RecipeInfo
+    claim: Claim
+    bench: Bench
+    quick: bool = False
+    say: Callable[[str], None] = lambda text: None
+    cache: dict[tuple[str, str, int], Measured] = field(default_factory=dict)
+
+    def value(self, name: str, at: str, metric: str) -> float:
+        """Mean of a metric over the claim's seeds, of the variant ``name`` with the weight format ``at``."""
+        seeds = self.claim.seeds[:1] if self.quick else self.claim.seeds
+        values = [self.measured(name, at, seed).metrics for seed in seeds]
+        if metric not in values[0]:
+            raise InputError(f"claim of {self.info.name}: no metric {metric!r} on {self.bench.asset.name}")
+        return sum(v[metric] for v in values) / len(values)
+
+    def measured(self, name: str, at: str, seed: int) -> Measured:
+        """Measure once."""
+        key = (name, at, seed)
+        if key not in self.cache:
+            recipe = self.recipe(name, at)
+            if self.quick:
+                recipe = replaced_data(recipe, QUICK_SEQUENCES)
+            self.say(f"{self.info.name}: measuring {name} {at} (seed {seed})")
+            self.cache[key] = self.bench.measure(recipe, seed)
+        return self.cache[key]
+
+    def recipe(self, name: str, at: str) -> Recipe:
+        """The recipe of a variant: the claim's own, a named variant, or another recipe of that name."""
+        variant = next((v for v in self.claim.variants if v.name == name), None)
+        if variant is not None:
+            settings = tuple((k, v if isinstance(v, str) else repr(v)) for k, v in variant.arguments)
+            recipe = build_recipe(variant.recipe, settings)
+        else:
+            recipe = build_recipe(name)
+        return with_weight_format(recipe, parse(at)) if at else recipe
+
+    def place(self, word: str) -> tuple[str, str]:
+        """A word of a check as (variant, format): a variant or recipe name, or a weight format of the claim's recipe."""
+        if word == "":
+            return self.info.name, ""
+        if any(v.name == word for v in self.claim.variants):
+            return word, ""
+        try:
+            recipe_info(word)
+            return word, ""
+        except InputError:
+            return self.info.name, word
+
+    def judge(self, check: Check) -> CheckResult:
+        """Measure and judge one check."""
+        if check.kind == "order":
+            return self._order(check)
+        name, at = self.place(check.at)
+        own = self.value(name, at, check.metric)
+        if check.kind == "at_most":
+            return self._result(check, own <= check.margin, own, check.margin)
+        other = self.place(check.baseline)[0]
+        base = self.value(other, at, check.metric)
+        floor = self.bench.float_metrics.get(check.metric, 0.0) if check.of_gap else 0.0
+        if check.kind == "better_than":
+            passed = own - floor < (base - floor) * (1 - check.margin) if check.margin else own < base
+        elif check.kind == "equals":
+            passed = abs(own - base) <= check.margin
+        else:  # ablation: the variant must be worse
+            passed = base - floor > (own - floor) * (1 + check.margin)
+        return self._result(check, passed, own, base)
+
+    def _order(self, check: Check) -> CheckResult:
+        names = [word.strip() for word in check.baseline.split("<")]
+        _, shared = self.place(check.at)
+        values = []
+        for word in names:
+            name, at = self.place(word)
+            values.append(self.value(name, at or shared, check.metric))
+        passed = all(a < b for a, b in zip(values, values[1:], strict=False))
+        return self._result(check, passed, values[0], values[-1])
+
+    def _result(self, check: Check, passed: bool, own: float, base: float | None) -> CheckResult:
+        return CheckResult(check.text or describe(check), bool(passed), own, base, check.at, check.metric)
+
+
+def describe(check: Check) -> str:
+    """A check in words."""
+    at = f" at {check.at}" if check.at else ""
+    if check.kind == "at_most":
+        return f"{check.metric} at most {check.margin:g}{at}"
+    if check.kind == "order":
+        return f"{check.metric}: {check.baseline}{at}"
+    words = {"better_than": "below", "equals": "equal to", "ablation": "worsened by"}[check.kind]
+    margin = f" by {check.margin:.0%}" if check.margin else ""
+    return f"{check.metric} {words} {check.baseline}{at}{margin}"
+
+
+def run_claim(
+    name: str, assets: Path | None, quick: bool = False, say: Callable[[str], None] = lambda text: None
+) -> ClaimResult | None:
+    """Measure the claim of one recipe; ``None`` where its asset is not there.
+
+    Without an assets folder language-model claims are measured on the embedded model and image claims on the digits.
+    """
+    info = recipe_info(name)
+    if info.claim is None:
+        raise InputError(f"recipe {name!r} has no claim")
+    asset = load_asset(_substitute(info.claim.asset) if assets is None else info.claim.asset, assets)
+    started = time.perf_counter()
+    bench = Bench(asset, info.claim.prepare, quick)
+    runner = Runner(info, info.claim, bench, quick, say)
+    checks = tuple(runner.judge(check) for check in info.claim.checks)
+    measurements = {
+        f"{variant} {at} seed {seed}".replace("  ", " "): {
+            **m.metrics, "bits": m.bits, "seconds": round(m.seconds, 2), "events": m.events,
+        }
+        for (variant, at, seed), m in runner.cache.items()
+    }  # fmt: skip
+    return ClaimResult(
+        name=name,
+        verdict="pass" if all(c.passed for c in checks) else "fail",
+        asset=asset.name,
+        prepare=info.claim.prepare,
+        protocol=bench.protocol + (", quick" if quick else ""),
+        seeds=info.claim.seeds,
+        checks=checks,
+        measurements=measurements,
+        float_metrics=dict(bench.float_metrics),
+        seconds=time.perf_counter() - started,
+        commit=commit(),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    )
+
+
+def _substitute(asset: str) -> str:
+    return "zoo:digits" if asset.startswith("vision") else "zoo"
+
+
+def commit() -> str:
+    """The commit of the code that runs, or ``unknown`` outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,42 @@
+"""``bitwright plan``: what a job would do, before it reads a weight."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.options import Json, Seed, Threads, use_threads
+from bitwright.cli.output import Output
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Folder of a float model, or `zoo`, `zoo:digits`.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe.")] = "gptq",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for quantize.")] = None,
+    weights: Annotated[str, typer.Option("--weights", "-w", help="Weight format.")] = "",
+    data: Annotated[str, typer.Option("--data", help="Calibration data.")] = "",
+    sequences: Annotated[int, typer.Option(help="Calibration sequences.", min=0)] = 0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Show what each tensor would get and why, the size, the memory, the sweeps and the time."""
+    from bitwright.jobs.plan import plan
+    from bitwright.jobs.request import Request, build_job, parse_settings
+
+    with Output(json) as out:
+        use_threads(threads)
+        pairs = parse_settings(settings or [])
+        planned = plan(build_job(Request(model, recipe, pairs, weights, data, sequences, seed=seed)))
+        out.result(planned.as_json())
+        rows = [(r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason) for r in planned.rows]
+        out.table(["tensor", "role", "shape", "weight", "input", "bits", "why float"], rows, title=planned.recipe)
+        for sweep in planned.sweeps:
+            out.show(f"- {sweep}")
+        out.show(
+            f"{planned.bytes:,} bytes, {planned.bits_per_weight:.3f} bits per quantized weight, about "
+            f"{planned.peak_memory_bytes / 1e6:.0f} MB of memory and {planned.seconds:.0f} s"
+        )
+        for reason in planned.reasons:
+            out.show(f"note: {reason}")

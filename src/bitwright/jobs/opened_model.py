@@ -1,0 +1,96 @@
+"""Opens any model for running: a float folder, a native checkpoint, or an embedded one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import InputError
+from bitwright.jobs.request import model_source
+from bitwright.models import open_model
+from bitwright.runtime.load import load
+from bitwright.zoo import load_digits_model
+
+
+@dataclass(frozen=True)
+class RunnableModel:
+    """A module in evaluation mode with its tokenizer's folder and, for native checkpoints, their manifest."""
+
+    name: str
+    module: nn.Module
+    folder: Path | None
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def cache_factory(self) -> Callable[[], Any] | None:
+        """Makes the quantized key-value cache that the checkpoint asks for."""
+        return getattr(self.module, "bitwright_cache_factory", None)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if self.folder is None:
+            raise InputError(f"{self.name} has no tokenizer")
+        return open_model(self.folder, stream=True).tokenizer() if self.manifest is None else _tokenizer(self.folder)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the stored tensors (of the module where there is no folder)."""
+        if self.folder is not None:
+            return sum(p.stat().st_size for p in self.folder.glob("*.safetensors"))
+        return sum(t.nbytes for t in self.module.state_dict().values())
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits over weights of the coded matrices; ``None`` for a float model."""
+        from bitwright.runtime import QuantModule
+
+        bits = weights = 0
+        for module in self.module.modules():
+            if isinstance(module, QuantModule) and (quantized := module.quantized()) is not None:
+                bits += quantized.storage_bits()
+                weights += quantized.shape[0] * quantized.shape[1]
+        return bits / weights if weights else None
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: its tokenizer cannot be loaded; give token ids") from error
+
+
+def open_runnable(name: str, cache_weights: bool = True) -> RunnableModel:
+    """Open a model by folder or embedded name; quantized ones run on their packed weights.
+
+    Raises:
+        InputError: if the folder is missing or damaged.
+    """
+    source = model_source(name)
+    if isinstance(source, nn.Module):
+        return RunnableModel(name, source.eval(), None, None)
+    folder = Path(source)
+    manifest = _manifest(folder)
+    if manifest is None:
+        return RunnableModel(name, open_model(folder).module, folder, None)
+    plain = not json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    module = load(folder, load_digits_model() if plain else None, cache_weights=cache_weights)
+    return RunnableModel(name, module, folder, manifest)
+
+
+def _manifest(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    return found if isinstance(found, dict) and found.get("quant_method") == "bitwright" else None
