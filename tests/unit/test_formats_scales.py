@@ -52,6 +52,16 @@ def test_any_scale_goes_to_the_nearest_power_of_two(text: str) -> None:
     assert torch.equal(fmt.store_scale(expected).effective, expected)
 
 
+@pytest.mark.parametrize("word", ["e2m1", "e2m3", "e3m2", "int4", "int8"])
+def test_the_ct_rule_rounds_up_exactly_what_would_round_beyond_the_largest_level(word: str) -> None:
+    fmt, absmax = parse(f"{word} g32 scale=e8m0-ct"), magnitudes().clamp(2.0**-90, 2.0**90).view(-1, 1)
+    scaled = absmax / fmt.scale_from_range(-absmax, absmax)[0]
+    levels = fmt.grid.levels().sort().values
+    half_step = (levels[-1] - levels[-2]) / 2
+    ocp = absmax / parse(f"{word} g32 scale=e8m0").scale_from_range(-absmax, absmax)[0]
+    assert torch.equal(scaled, torch.where(ocp >= fmt.grid.max_level + half_step, ocp / 2, ocp))
+
+
 @pytest.mark.parametrize("text", ["nf4 g32 scale=e8m0", "uint4 g32 scale=e8m0", "int4 g32 asym scale=e8m0"])
 def test_other_grids_take_the_power_of_two_that_clips_nothing(text: str) -> None:
     fmt, high = parse(text), magnitudes().clamp(2.0**-100, 2.0**100).view(-1, 1)

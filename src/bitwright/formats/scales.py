@@ -157,7 +157,7 @@ def power_of_two(biased: Tensor) -> Tensor:
     return torch.where(biased > 0, biased << 23, torch.full_like(biased, 1 << 22)).view(torch.float32)
 
 
-def exponent_byte(values: Tensor, shift: int, rounding: int = 0) -> Tensor:
+def exponent_byte(values: Tensor, shift: int, rounding: int) -> Tensor:
     """Return int32 ``floor(log2(values)) + 127 - shift`` in 0..254, read off the bits of positive float32 values.
 
     ``rounding`` is added to the bits first: ``1 << 22`` rounds to the nearest power of two, ``(1 << 23) - 1`` up.
