@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bitwright.errors import InputError
-from bitwright.formats import QuantizedTensor, parse
-from bitwright.runtime import TABLE, Kernel, QuantEmbedding, QuantLinear, Request, Table, UnsupportedError, describe
+from bitwright.formats import LowRank, QuantizedTensor, Sparse, parse
+from bitwright.runtime import (
+    TABLE,
+    ActivationQuantizer,
+    ConvGeometry,
+    Kernel,
+    QuantEmbedding,
+    QuantLinear,
+    Request,
+    Table,
+    UnsupportedError,
+    describe,
+)
 from bitwright.runtime.kernels.linear import reference
+from bitwright.stages.transforms.hadamard import apply_hadamard
 
 
 def request(**changes: Any) -> Request:
@@ -36,6 +49,52 @@ DECODE = Kernel(
 def layer(text: str = "int4 g8", table: Table = TABLE) -> QuantLinear:
     w = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     return QuantLinear.from_quantized(QuantizedTensor((parse(text).quantize(w),)), table=table)
+
+
+def sum_of_terms(text: str, out: int, columns: int) -> QuantizedTensor:
+    w = torch.randn(out, columns, generator=torch.Generator().manual_seed(out))
+    codes = parse(text).quantize(w)
+    error = w - codes.dequantize()
+    sparse, factors = Sparse.where(error, error.abs() > 0.4), LowRank(error[:, :2].half(), error[:2].half())
+    return QuantizedTensor((codes, sparse, factors))
+
+
+def both_ways(kernel: Kernel, weight: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What a kernel computes, and what the definition of its operation gives."""
+    x = torch.randn(5, 72, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if kernel.op == "hadamard":
+        return kernel.run(x, 36, 5), x.float() @ apply_hadamard(torch.eye(72), 36, 5)
+    packed = QuantLinear.from_quantized(weight).packed()
+    assert packed is not None
+    prepared, dense, bias = kernel.prepare(packed, dtype), weight.dequantize(dtype), x[0, :12]
+    if kernel.op == "embedding":
+        ids = torch.tensor([[3, 0], [11, 3]])
+        return kernel.run(ids, prepared, dtype), dense[ids]
+    quantizer = ActivationQuantizer(parse("int8 token dynamic"))
+    if kernel.op == "linear":
+        return kernel.run(x, prepared, bias, quantizer), functional.linear(quantizer(x), dense, bias)
+    assert kernel.op == "conv2d"
+    image, geometry = x[:, :32].reshape(1, 8, 4, 5), ConvGeometry((3, 3), padding=(1, 1))
+    expected = functional.conv2d(image, dense.view(12, 8, 3, 3), bias, padding=1)
+    return kernel.run(image, prepared, bias, None, geometry), expected
+
+
+@pytest.mark.parametrize("text", ["int4 g32 asym", "int3 channel", "nf4 b64", "mxfp4", "int8 tensor"])
+@pytest.mark.parametrize("kernel", TABLE.kernels, ids=lambda kernel: kernel.name)
+def test_every_kernel_computes_what_its_operation_says(kernel: Kernel, text: str) -> None:
+    whole = sum_of_terms(text, 12, 72)
+    served = 0
+    for weight in (QuantizedTensor(whole.terms[:1]), whole):
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+            asked = request(
+                op=kernel.op, form=weight.normal_form, dtype=dtype, shape=weight.shape, format=text, keep_dense=True
+            )
+            if kernel.supports(asked):
+                got, expected = both_ways(kernel, weight, dtype)
+                torch.testing.assert_close(got, expected.to(dtype), rtol=tolerance, atol=tolerance * 10)
+                served += 1
+    if kernel.name.endswith(("reference", "dense")):
+        assert served == 4
 
 
 def test_priority_forms_devices_and_limits_decide() -> None:

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,6 +59,23 @@ def test_embedding_rows_equal_those_of_the_dequantized_table(text: str) -> None:
     assert layer(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, 70)
     with pytest.raises(InputError, match=r"0\.\.23"):
         layer(torch.tensor([24]))
+
+
+@given(
+    out=st.integers(1, 9),
+    columns=st.integers(1, 50),
+    size=st.sampled_from([1, 3, 8, 32]),
+    bits=st.integers(1, 8),
+    asym=st.booleans(),
+    tokens=st.integers(0, 4),
+)
+def test_any_shape_and_group(out: int, columns: int, size: int, bits: int, asym: bool, tokens: int) -> None:
+    weight = quantized(f"int{bits} g{size}{' asym' if asym else ''}", weights(out, columns))
+    layer = QuantLinear.from_quantized(weight)
+    x = inputs(tokens, columns)
+    assert torch.equal(layer(x), x @ weight.dequantize().T)
+    again = QuantizedTensor.from_tensors(dict((layer.packed() or pytest.fail("float")).tensors), layer.meta()["weight"])
+    assert torch.equal(again.dequantize(), weight.dequantize())
 
 
 def test_sums_of_terms_and_learned_tables_run() -> None:
