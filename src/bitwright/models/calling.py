@@ -25,6 +25,28 @@ def call_module(module: nn.Module, batch: Any) -> Any:
     return module(batch, **extra)
 
 
+def shrunk(batch: Any, rows: int = EXAMPLE_BATCH, tokens: int = EXAMPLE_TOKENS) -> Any:
+    """A batch cut to a few rows and, where it holds token ids, to a few tokens (the end where the mask is fuller)."""
+    items = batch if isinstance(batch, tuple | list) else [batch]
+    named: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(items))
+    tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
+    size = next((tuple(t.shape) for t in tensors if t.dim() == 2 and not t.is_floating_point()), None)
+    mask = named.get("attention_mask")
+    late = isinstance(mask, torch.Tensor) and bool(mask[:rows, -tokens:].sum() > mask[:rows, :tokens].sum())
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            return value
+        if size is not None and tuple(value.shape[:2]) == size:
+            return value[:rows, -tokens:] if late else value[:rows, :tokens]
+        return value[:rows] if size is None or value.shape[0] == size[0] else value
+
+    cuts = {key: cut(value) for key, value in named.items()}
+    if isinstance(batch, Mapping):
+        return cuts
+    return type(batch)(cuts.values()) if isinstance(batch, tuple | list) else cuts[0]
+
+
 def takes(module: nn.Module, name: str) -> bool:
     """Whether the module's forward names an argument ``name``."""
     return name in inspect.signature(module.forward).parameters

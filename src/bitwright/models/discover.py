@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.models.calling import example_inputs
+from bitwright.models.calling import example_inputs, shrunk
 from bitwright.models.chain import Chain, find_chains
 from bitwright.models.convolutions import ConvolutionFinder
 from bitwright.models.flow import Flow
@@ -35,12 +35,13 @@ def discover(model: Model, example: Any = None) -> Structure:
 
     Args:
         model: an opened model, in memory or streamed (then parameters are read as they are used).
-        example: a small batch (tensor, tuple or mapping); made from the model's config where None.
+        example: a batch (tensor, tuple or mapping), of which a few rows and tokens are used; made from the model's
+            config where None.
 
     Raises:
         InputError: when no example is given and none can be made.
     """
-    example = example_inputs(model.module) if example is None else example
+    example = example_inputs(model.module) if example is None else shrunk(example)
     run = record_run(model, example)
     dropped: list[str] = []
     for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
@@ -132,7 +133,7 @@ def _prove_blocks(
         reasons.append("no chain of blocks: nothing but the whole model can be run alone")
         prover = Prover(stream, flow.run, example, None, [])
         finder = PairFinder(model, flow, prover)
-        pairs = [pair for norm in flow.norms for pair in finder.norm_pairs(norm)]
+        pairs = [pair for norm in flow.norms for pair in finder.of_norm(norm)]
         reasons += finder.reasons
         return prover, pairs, None, 0.0
     calls = stream.prefix_inputs([example])[0]
@@ -149,7 +150,7 @@ def _prove_blocks(
         return prover, [], None, error
     for norm in flow.norms:
         if norm.block is None:
-            pairs += finder.norm_pairs(norm)
+            pairs += finder.of_norm(norm)
     reasons += finder.reasons
     return prover, pairs, _rotate_ends(rotation, prover, reasons), error
 

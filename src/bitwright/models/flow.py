@@ -93,37 +93,28 @@ class Flow:
                 other = f"{op.scope or 'the model'} also reads it ({op.name})"
         return list(sinks.values()), other
 
-    def sources(self, use: Use, begin: int) -> dict[str, list[tuple[Use, list[Ref]]]]:
+    def sources(self, use: Use, begin: int) -> dict[str, tuple[Use, list[Ref]]]:
         """Weight products whose output flows into ``use`` with no other product or norm between, by site name.
 
-        Only operations from number ``begin`` on are followed. With each source come the views of its output that
-        were read on the way.
+        Only operations from number ``begin`` on are followed. With each source come the views of its output's memory
+        that were read on the way.
         """
-        found: dict[str, list[tuple[Use, list[Ref]]]] = {}
-        by_storage = {item.result.storage: item for item in self.uses if begin <= item.op < use.op}
-        waiting, seen = [use.entry], {use.entry.key}
+        found: dict[str, tuple[Use, list[Ref]]] = {}
+        products = [item for item in self.uses if begin <= item.op < use.op and item.site.kind != "embedding"]
+        by_storage = {item.result.storage: item for item in products}
+        waiting, seen = [use.entry], {(use.entry.key, use.entry.shape)}
         while waiting:
             ref = waiting.pop()
             source = by_storage.get(ref.storage)
-            if source is not None and source is not use and source.site.kind != "embedding":
-                entries = found.setdefault(source.site.name, [(source, [])])
-                entries[0][1].append(ref)
-                if ref.key == source.result.key:
-                    continue
+            if source is not None:
+                found.setdefault(source.site.name, (source, []))[1].append(ref)
             index = self.run.producer.get(ref.key)
             if index is None or index < begin or index in self.in_norm or index in self.by_op:
                 continue
-            op = self.run.ops[index]
-            for _, other in op.inputs:
-                if other.floating and (other.key not in seen or other.storage in by_storage):
-                    if (other.key, other.shape) in {(r.key, r.shape) for r in waiting}:
-                        continue
-                    if other.key not in seen:
-                        waiting.append(other)
-                    elif other.storage in by_storage:
-                        for entry in found.get(by_storage[other.storage].site.name, []):
-                            entry[1].append(other)
-                    seen.add(other.key)
+            for _, other in self.run.ops[index].inputs:
+                if other.floating and (other.key, other.shape) not in seen:
+                    seen.add((other.key, other.shape))
+                    waiting.append(other)
         return found
 
 

@@ -1,12 +1,15 @@
 """Propose equivalences between neighbouring layers from the flow, and keep those that are proved.
 
 Scaling the output channels of a source by s and the input channels of everything that reads them by 1/s must not move
-the output; scaling the source alone must (else the proof would say nothing).
+the output; scaling the source alone must (else the proof would say nothing). What held and what failed in one block is
+remembered: in the next block of the same shape the claims that held are proved in one run, those that failed are not
+made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -20,8 +23,42 @@ from bitwright.models.sites import Use
 from bitwright.models.structure import NormSite, Pair, WeightSite
 
 TOLERANCE = 1e-4
+CONTROL = 1e-3
 MAX_VIEWS = 4
 POWERS = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair that is not proved yet: its source (a norm or a linear) and sinks; ``rows`` are None for all rows."""
+
+    source: NormSite | WeightSite
+    sinks: tuple[WeightSite, ...]
+    block: int | None
+    first: int
+    last: int
+    rows: tuple[int, ...] | None = None
+    repeat: int = 1
+    head: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Number of scales."""
+        if isinstance(self.source, NormSite):
+            return self.source.dim
+        return self.source.shape[0] if self.rows is None else len(self.rows)
+
+    def likeness(self, block: str) -> str:
+        """Equal for the same claim about another block of the same shape."""
+        names = [self.source.path.removeprefix(block), *(sink.path.removeprefix(block) for sink in self.sinks)]
+        return f"{names} {self.channels} {self.rows} {self.repeat} {self.head} {[sink.shape for sink in self.sinks]}"
+
+    def pair(self, error: float) -> Pair:
+        """The proved pair."""
+        kind = "norm_linear" if isinstance(self.source, NormSite) else "linear_linear"
+        paths = tuple(dict.fromkeys(sink.path for sink in self.sinks))
+        head = self.head if self.repeat > 1 else 0
+        return Pair(kind, self.source.path, paths, self.repeat, head, error, self.rows, (), self.block)
 
 
 class PairFinder:
@@ -33,26 +70,43 @@ class PairFinder:
         self.prover = prover
         self.reasons: list[str] = []
         self._generator = torch.Generator().manual_seed(0)
+        self._known: dict[str, bool] = {}
 
     def in_block(self, block: int, call: ModuleCall) -> list[Pair]:
         """The proved pairs inside one block (its parameters may be loaded)."""
-        pairs = [pair for norm in self.flow.norms if norm.block == block for pair in self.norm_pairs(norm)]
+        candidates = [item for norm in self.flow.norms if norm.block == block for item in self._of_norm(norm)]
         for use in self.flow.uses:
             if use.site.kind == "linear" and use.site.block == block:
-                pairs += self.linear_pairs(use, call.enter)
+                candidates += self._of_linear(use, call.enter)
+        held = [item for item in candidates if self._known.get(item.likeness(call.path), False)]
+        error = self._error(held)
+        proved = {id(item): item.pair(error) for item in held} if error <= TOLERANCE else {}
+        pairs = []
+        for item in candidates:
+            if self._known.get(item.likeness(call.path), True) and id(item) not in proved:
+                found = self._proved(item)
+                if found is not None:
+                    proved[id(item)] = found
+                self._known[item.likeness(call.path)] = found is not None
+            if id(item) in proved:
+                pairs.append(proved[id(item)])
         return pairs
 
-    def norm_pairs(self, norm: NormSite) -> list[Pair]:
+    def of_norm(self, norm: NormSite) -> list[Pair]:
+        """The norm (outside the blocks) with the linears that read it, proved by itself."""
+        found = [self._proved(item) for item in self._of_norm(norm)]
+        return [pair for pair in found if pair is not None]
+
+    def _of_norm(self, norm: NormSite) -> list[Candidate]:
         """The norm with every linear that reads it, if nobody else does."""
         call = self.flow.norm_calls[norm.path]
         if norm.kind == "batch" or call.result is None:
             return []
         sinks, other = self.flow.norm_readers(norm)
-        if not sinks and other is None:
+        if not sinks:
             return []
         if other is not None:
-            if sinks:
-                self.reasons.append(f"{norm.path}: not joined with the linears behind it, because {other}")
+            self.reasons.append(f"{norm.path}: not joined with the linears behind it, because {other}")
             return []
         if norm.weight is None:
             self.reasons.append(f"{norm.path}: has no gain that could take a scale")
@@ -61,79 +115,74 @@ class PairFinder:
         if tied:
             self.reasons.append(f"{norm.path}: not joined with {tied[0]}, whose weight is tied to another layer")
             return []
-        scale = self._scale(norm.dim)
-        source = self._norm_edits(norm, scale)
-        blocks = {norm.block, *(use.site.block for use in sinks)}
-        region = self.prover.region(call.enter, sinks[-1].op, blocks)
-        edits = {use.site.name: scale_inputs(self._value(use.site.name), use.site, 1 / scale) for use in sinks}
-        return self._judge("norm_linear", norm.path, [use.site for use in sinks], source, edits, region, norm.block)
+        return [Candidate(norm, tuple(use.site for use in sinks), norm.block, call.enter, sinks[-1].op)]
 
-    def linear_pairs(self, sink: Use, begin: int) -> list[Pair]:
-        """Linears whose output channels reach the input channels of ``sink`` one by one."""
-        pairs = []
-        for entries in self.flow.sources(sink, begin).values():
-            source, views = entries[0]
-            if source.site.kind != "linear" or source.site.block != sink.site.block or self._is_shared(sink.site):
+    def _of_linear(self, sink: Use, begin: int) -> list[Candidate]:
+        """Linears whose output channels may reach the input channels of ``sink`` one by one."""
+        found: list[Candidate] = []
+        if self._is_shared(sink.site):
+            return found
+        for source, views in self.flow.sources(sink, begin).values():
+            site = source.site
+            if site.kind != "linear" or site.block != sink.site.block or self._is_shared(site):
                 continue
             for rows, head in _row_sets(source, views, sink.site.shape[1]):
-                pair = self._linear_pair(source, sink, rows, head)
-                if pair is not None:
-                    pairs.append(pair)
-                    break
-        return pairs
+                chosen = None if rows == tuple(range(site.shape[0])) else rows
+                repeat = sink.site.shape[1] // len(rows)
+                found.append(Candidate(site, (sink.site,), site.block, source.op, sink.op, chosen, repeat, head))
+        return found
 
-    def _linear_pair(self, source: Use, sink: Use, rows: tuple[int, ...], head: int) -> Pair | None:
-        width, out = sink.site.shape[1], source.site.shape[0]
-        repeat = width // len(rows)
-        scale = self._scale(len(rows))
-        spread = spread_heads(scale, repeat, head)
-        full = torch.ones(out)
-        full[list(rows)] = scale
-        edits = {source.site.name: scale_outputs(self._value(source.site.name), source.site, full)}
-        if source.site.bias is not None:
-            edits[source.site.bias] = self._value(source.site.bias) * full
-        sinks = {sink.site.name: scale_inputs(self._value(sink.site.name), sink.site, 1 / spread)}
-        region = self.prover.region(source.op, sink.op, {source.site.block, sink.site.block})
-        found = self._judge("linear_linear", source.site.path, [sink.site], edits, sinks, region, sink.site.block)
-        if not found:
-            return None
-        whole = rows == tuple(range(out))
-        pair = found[0]
-        return Pair(
-            pair.kind, pair.source, pair.sinks, repeat, head if repeat > 1 else 0, pair.error,
-            None if whole else rows, (), pair.block,
-        )  # fmt: skip
-
-    def _judge(
-        self, kind: str, path: str, sinks: list[WeightSite], source: dict[str, torch.Tensor],
-        edits: dict[str, torch.Tensor], region: int, block: int | None,
-    ) -> list[Pair]:  # fmt: skip
-        error = self.prover.error(region, {**source, **edits})
+    def _proved(self, item: Candidate) -> Pair | None:
+        error = self._error([item])
         if not error <= TOLERANCE:
-            return []
-        if self.prover.error(region, source) <= 10 * TOLERANCE:
-            self.reasons.append(f"{path}: its scale does not reach the output of the example, so nothing is proved")
-            return []
-        return [Pair(kind, path, tuple(dict.fromkeys(site.path for site in sinks)), error=error, block=block)]
+            return None
+        if self._error([item], alone=True) <= CONTROL:
+            self.reasons.append(
+                f"{item.source.path}: a scale of it does not reach the output of the example, so nothing is proved"
+            )
+            return None
+        return item.pair(error)
 
-    def _norm_edits(self, norm: NormSite, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        name = f"{norm.path}.{norm.weight}"
-        edits = {name: scale_gain(self._value(name), norm, scale)}
-        if norm.bias is not None:
-            bias = f"{norm.path}.{norm.bias}"
-            edits[bias] = self._value(bias) * scale
-        return edits
+    def _error(self, items: list[Candidate], alone: bool = False) -> float:
+        """How far the output moves when all ``items`` are scaled (only their sources, where ``alone``)."""
+        if not items:
+            return 0.0
+        edits: dict[str, torch.Tensor] = {}
+        blocks: set[int | None] = set()
+        for item in items:
+            scale = power_scales(item.channels, POWERS, self._generator)
+            self._scale_source(item, scale, edits)
+            spread = 1 / spread_heads(scale, item.repeat, item.head)
+            for sink in () if alone else item.sinks:
+                edits[sink.name] = scale_inputs(self._value(sink.name, edits), sink, spread)
+            blocks.update({item.block, *(sink.block for sink in item.sinks)})
+        region = self.prover.region(min(i.first for i in items), max(i.last for i in items), blocks)
+        return self.prover.error(region, edits)
+
+    def _scale_source(self, item: Candidate, scale: torch.Tensor, edits: dict[str, torch.Tensor]) -> None:
+        source = item.source
+        if isinstance(source, NormSite):
+            name = f"{source.path}.{source.weight}"
+            edits[name] = scale_gain(self._value(name, edits), source, scale)
+            bias = None if source.bias is None else f"{source.path}.{source.bias}"
+        else:
+            if item.rows is not None:
+                full = torch.ones(source.shape[0])
+                full[list(item.rows)] = scale
+                scale = full
+            edits[source.name] = scale_outputs(self._value(source.name, edits), source, scale)
+            bias = source.bias
+        if bias is not None:
+            value = self._value(bias, edits)
+            edits[bias] = value * scale.to(value.dtype)
+
+    def _value(self, name: str, edits: dict[str, torch.Tensor]) -> torch.Tensor:
+        return edits[name] if name in edits else self.model.read_parameter(name)
 
     def _is_shared(self, site: WeightSite) -> bool:
         if site.tied_to is not None:
             return True
         return any(use.site.tied_to == site.name for use in self.flow.uses)
-
-    def _value(self, name: str) -> torch.Tensor:
-        return self.model.read_parameter(name)
-
-    def _scale(self, count: int) -> torch.Tensor:
-        return power_scales(count, POWERS, self._generator)
 
 
 def spread_heads(scale: torch.Tensor, repeat: int, head: int) -> torch.Tensor:
@@ -149,7 +198,7 @@ def _row_sets(source: Use, views: list[Ref], width: int) -> Iterator[tuple[tuple
     out = source.site.shape[0]
     for view in views:
         rows, head = rows_of_view(view, source.result)
-        if len(rows) > out or len(set(rows)) != len(rows) or width % len(rows) or rows in seen:
+        if not 0 < len(rows) <= out or len(set(rows)) != len(rows) or width % len(rows) or rows in seen:
             continue
         if len(rows) != width and not head:
             continue

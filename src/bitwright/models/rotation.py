@@ -13,35 +13,42 @@ from bitwright.models.residual import NotOffered, stream_edits
 from bitwright.models.structure import ResidualStream
 
 TOLERANCE = 1e-4
+MAX_TURN = 32
 
 
-class Reflections:
-    """A random orthogonal matrix, cheap to apply: two Householder reflections and a permutation.
+class Turn:
+    """A random orthogonal matrix that is cheap to apply: one small matrix on every run of neighbouring channels.
 
-    With ``keep_ones`` the vector of ones is mapped to itself.
+    With ``keep_ones`` the vector of ones is mapped to itself. All channels change by as much as they weigh, so a
+    forgotten reader or writer cannot hide.
     """
 
     def __init__(self, dim: int, keep_ones: bool, seed: int = 0) -> None:
+        sizes = [size for size in range(4, MAX_TURN + 1) if dim % size == 0]
+        self.size = sizes[-1] if sizes else dim
         generator = torch.Generator().manual_seed(seed)
-        mirrors = torch.randn(2, dim, generator=generator)
+        draw = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64)
         if keep_ones:
-            mirrors -= mirrors.mean(-1, keepdim=True)
-        self._mirrors = mirrors / mirrors.norm(dim=-1, keepdim=True)
-        self._order = torch.randperm(dim, generator=generator)
+            draw[:, 0] = 1.0  # the first axis of the basis lies along the ones, the turn leaves it alone
+        basis = torch.linalg.qr(draw)[0]
+        matrix = basis
+        if keep_ones:
+            inner = torch.eye(self.size, dtype=torch.float64)
+            free = torch.randn(self.size - 1, self.size - 1, generator=generator, dtype=torch.float64)
+            inner[1:, 1:] = torch.linalg.qr(free)[0]
+            matrix = basis @ inner @ basis.T
+        self.matrix = matrix.float()
 
     def turn(self, vectors: torch.Tensor) -> torch.Tensor:
         """Q·v for the vectors along the last axis."""
-        first, second = self._mirrors.to(vectors.dtype)
-        return _reflect(_reflect(vectors, first)[..., self._order], second)
+        return self._times(vectors, self.matrix.T)
 
     def back(self, vectors: torch.Tensor) -> torch.Tensor:
         """Qᵀ·v for the vectors along the last axis."""
-        first, second = self._mirrors.to(vectors.dtype)
-        return _reflect(_reflect(vectors, second)[..., self._order.argsort()], first)
+        return self._times(vectors, self.matrix)
 
-
-def _reflect(vectors: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
-    return vectors - 2 * (vectors @ mirror).unsqueeze(-1) * mirror
+    def _times(self, vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return (vectors.reshape(-1, self.size) @ matrix.to(vectors.dtype)).reshape(vectors.shape)
 
 
 class RotationProof:
@@ -51,7 +58,7 @@ class RotationProof:
         self.model = model
         self.flow = flow
         self.stream = stream
-        self.rotation = Reflections(stream.dim, stream.norm_kind == "layer")
+        self.rotation = Turn(stream.dim, stream.norm_kind == "layer")
         self.errors: list[float] = []
 
     def block(self, prover: Prover, index: int) -> None:
