@@ -24,7 +24,7 @@ def test_one_sweep_equals_the_plain_loop() -> None:
         for j in range(80):
             beta = q[:, j] + ((w - q) @ s[:, j]) / s[j, j]
             q[:, j] = plain.round(j, j + 1, beta[:, None].float())[:, 0].double()
-    rule = CoordinateDescent(sweeps=3, relax=0, start="nearest")
+    rule = CoordinateDescent(sweeps=3, relax=0, start="nearest", damping=0.01)
     value = rule.solve(layer.w, fast, layer.context())
     torch.testing.assert_close(value, q.float())
     assert torch.equal(plain.codes, fast.codes)
@@ -37,7 +37,7 @@ def test_error_never_rises_without_relaxation(text: str, start: str) -> None:
     layer = correlated_layer(columns=64)
     losses = []
     for sweeps in range(5):
-        rule = CoordinateDescent(sweeps=sweeps, relax=0, start=start, damping=0.0)
+        rule = CoordinateDescent(sweeps=sweeps, relax=0, start=start)
         losses.append(layer.row_loss(rule.solve(layer.w, layer.bind(text), layer.context())))
     for before, after in itertools.pairwise(losses):
         assert bool((after <= before * (1 + 1e-5)).all())
@@ -89,7 +89,7 @@ def test_near_the_exact_minimum_of_a_tiny_problem() -> None:
     every = torch.tensor(list(itertools.product(range(4), repeat=5)))
     error = levels[:, every] - layer.w[:, None, :]
     best = torch.einsum("rci,ij,rcj->rc", error.double(), layer.h.double(), error.double()).amin(1)
-    rule = CoordinateDescent(damping=0.0)
+    rule = CoordinateDescent()
     found = layer.row_loss(rule.solve(layer.w, layer.bind("int2 channel asym"), layer.context()))
     assert bool((found >= best - 1e-6).all())
     assert float(found.sum()) <= 1.25 * float(best.sum())

@@ -50,7 +50,9 @@ def textbook(layer: Layer, bound: BoundQuantizer, order: Tensor, damping: float,
 
 
 @pytest.mark.parametrize("order", ["natural", "activation"])
-@pytest.mark.parametrize("text", ["int4 g16 asym scale=fp32", "int3 channel asym", "nf4 g16 scale=fp32", "mxfp4", "int4 g8 axis=0"])
+@pytest.mark.parametrize(
+    "text", ["int4 g16 asym scale=fp32", "int3 channel asym", "nf4 g16 scale=fp32", "mxfp4", "int4 g8 axis=0"]
+)
 def test_equals_the_textbook_loop(text: str, order: str) -> None:
     layer = correlated_layer(columns=80)
     plain, fast = layer.bind(text), layer.bind(text)

@@ -69,7 +69,11 @@ def test_tied_weights_share_one_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("paths", "batches", "words"),
-    [(["frist"], [torch.ones(1, 4)], "first"), (["first"], [], "at least one"), (["unused"], [torch.ones(1, 4)], "gradient")],
+    [
+        (["frist"], [torch.ones(1, 4)], "first"),
+        (["first"], [], "at least one"),
+        (["unused"], [torch.ones(1, 4)], "gradient"),
+    ],
 )
 def test_bad_input(paths: list[str], batches: list[Tensor], words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -39,9 +39,7 @@ class _Lines:
         ordered, order = values.double().sort(dim=-1)
         w = weights.double().gather(-1, order)
         start = torch.zeros(len(values), 1, dtype=torch.float64)
-        return cls(
-            ordered, torch.cat([start, w.cumsum(-1)], -1), torch.cat([start, (w * ordered).cumsum(-1)], -1)
-        )
+        return cls(ordered, torch.cat([start, w.cumsum(-1)], -1), torch.cat([start, (w * ordered).cumsum(-1)], -1))
 
     def clusters(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Mass and moment of the values nearest to each of the ascending ``centres[lines, k]``."""

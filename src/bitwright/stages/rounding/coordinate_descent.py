@@ -49,14 +49,15 @@ class CoordinateDescent:
             then the error never rises from one sweep to the next.
         start: ``weight`` (the paper's: nothing is rounded yet), ``nearest``, or ``second-order``. With the last two
             no row ends worse than it began: the best visited rounding of each row is kept.
-        damping: share of the mean diagonal added to the diagonal of S.
+        damping: share of the mean diagonal added to the diagonal of S; nothing is inverted, so none is needed (the
+            second-order start has its own).
         prefix: stream of the Hessian.
     """
 
     sweeps: int = 25
     relax: int = 3
     start: Start = "second-order"
-    damping: float = 0.01
+    damping: float = 0.0
     prefix: Prefix = "layer"
 
     @property
@@ -85,7 +86,7 @@ class CoordinateDescent:
 
     def _first(self, w: Tensor, bound: BoundQuantizer, context: WeightContext) -> Tensor:
         if self.start == "second-order":
-            rule = SecondOrder(damping=self.damping, order="activation", prefix=self.prefix)
+            rule = SecondOrder(order="activation", prefix=self.prefix)
             return rule.solve(w, bound, context)
         value = Nearest().solve(w, bound, context)
         return w if self.start == "weight" else value
