@@ -25,8 +25,6 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaForCausalLM
-
-from bitwright.zoo.corpus import corpus_files, is_held_out, read_text
 from zoo_training import (
     BOS,
     BOS_ID,
@@ -39,6 +37,8 @@ from zoo_training import (
     shorten,
     window_length,
 )
+
+from bitwright.zoo.corpus import corpus_files, is_held_out, read_text
 
 log = logging.getLogger("train_zoo")
 
@@ -176,6 +176,15 @@ class Run:
         log.info("resumed at %.2f M tokens", self.tokens / 1e6)
 
 
+@torch.no_grad()
+def check_agreement(model: LlamaForCausalLM) -> None:
+    """Stop where the lean forward pass, which is what gets trained, is not the saved model's function."""
+    ids = torch.randint(0, model.config.vocab_size, (2, 96), generator=torch.Generator().manual_seed(0))
+    difference = (LeanLlama(model).logits(ids) - model(ids).logits).abs().max().item()
+    if difference > 1e-3:
+        raise SystemExit(f"the lean forward pass differs from transformers' by {difference:.2g} in a logit")
+
+
 def train(run: Run, data: Windows) -> bool:
     """Train to the end of the budget; False where a signal stopped it earlier. Saves in both cases."""
     s = run.settings
@@ -242,6 +251,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     data = Windows(prepare_data(work, settings), settings.seed)
     run = Run(work, settings)
+    check_agreement(run.model)
     finished = train(run, data)
     log.info("%s at %.2f M tokens", "finished" if finished else "stopped", run.tokens / 1e6)
 

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from bitwright.zoo import corpus
 from zoo_card import readme
 from zoo_training import BOS, BOS_ID, WINDOW, make_config
+
+from bitwright.zoo import corpus
 
 log = logging.getLogger("zoo_export")
 
@@ -79,7 +79,7 @@ def heldout(tokenizer: PreTrainedTokenizerFast) -> tuple[list[dict[str, str]], T
             continue
         digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
         files.append({"name": file.name, "version": versions[file.name.split(":")[0]], "sha256": digest})
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         pieces = [ids[n : n + WINDOW - 1] for n in range(0, len(ids) - WINDOW + 2, WINDOW - 1)]
         windows += [[BOS_ID, *piece] for piece in pieces[:HELDOUT_WINDOWS_PER_FILE]]
     return files, torch.tensor(windows)
