@@ -40,13 +40,13 @@ def write_block(work: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(
         work / FOLDER
     )  # some tools insist on one
-    save_file({"input_ids": torch.randint(3, CONFIG["vocab_size"], (ROWS, LENGTH))}, work / IDS)
+    save_file({"ids": torch.randint(3, CONFIG["vocab_size"], (ROWS, LENGTH))}, work / IDS)
 
 
 def read_block(work: Path) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model in fp32 and the ids [ROWS, LENGTH]."""
     model = AutoModelForCausalLM.from_pretrained(work / FOLDER, dtype=torch.float32).eval()
-    return model, load_file(work / IDS)["input_ids"]
+    return model, load_file(work / IDS)["ids"]
 
 
 if __name__ == "__main__":

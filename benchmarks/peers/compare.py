@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from exchange import arguments, decoder_linears, evaluation_tokens, load_model, results
+from exchange import ANSWERS, answers, arguments, decoder_linears, evaluation_tokens, load_model, results
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "peers_lm.json"
@@ -56,44 +56,47 @@ class Evaluator:
     @functools.cached_property
     def float_answers(self) -> list[torch.Tensor]:
         """The float model's log-probabilities of each story; asked for before any weight is replaced."""
-        return [self._log_probabilities(story) for story in self.stories]
+        return answers(self.model, self.stories)
 
-    @torch.inference_mode()
-    def _log_probabilities(self, story: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(self.model(story, use_cache=False).logits[0, :-1], dim=-1)
-
-    def quality(self, weights: dict[str, torch.Tensor]) -> Quality:
-        """Perplexity and divergence of the model with `weights` in place of its own linear weights (none: float)."""
+    def quality(self, tensors: dict[str, torch.Tensor]) -> Quality:
+        """Perplexity and divergence of a result: weights, answers, or nothing for the float model."""
         digest = hashlib.sha256()
-        for name in sorted(weights):
-            digest.update(name.encode() + weights[name].numpy().tobytes())
+        for name in sorted(tensors):
+            digest.update(name.encode() + tensors[name].numpy().tobytes())
         key = digest.hexdigest()[:16]
         if key not in self.known:
-            self.known[key] = asdict(self._measured(weights))
+            self.known[key] = asdict(self._measured(tensors))
             self.memory.write_text(json.dumps(self.known, indent=1) + "\n")
         return Quality(**self.known[key])
 
     @torch.inference_mode()
-    def _measured(self, weights: dict[str, torch.Tensor]) -> Quality:
-        answers, linears = self.float_answers, decoder_linears(self.model)
-        if weights and (different := set(linears) ^ {name.removesuffix(".weight") for name in weights}):
+    def _measured(self, tensors: dict[str, torch.Tensor]) -> Quality:
+        expected = torch.cat(self.float_answers)
+        found = self._answers(tensors)
+        targets = torch.cat([story[0, 1:] for story in self.stories])
+        loss = -found.gather(1, targets[:, None]).double().mean().item()
+        divergence = (expected.exp() * (expected - found)).sum(1).double().mean().item()
+        return Quality(math.exp(loss), divergence)
+
+    def _answers(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        if ANSWERS in tensors:
+            return tensors[ANSWERS]
+        if not tensors:
+            return torch.cat(self.float_answers)
+        linears = decoder_linears(self.model)
+        if different := set(linears) ^ {name.removesuffix(".weight") for name in tensors}:
             raise ValueError(f"the weights and the model's linear layers differ in {sorted(different)[:4]}")
-        for name, weight in weights.items():
+        for name, weight in tensors.items():
             linears[name.removesuffix(".weight")].weight.copy_(weight)
-        loss = divergence = 0.0
-        tokens = 0
-        for story, expected in zip(self.stories, answers, strict=True):
-            found = self._log_probabilities(story) if weights else expected
-            loss -= found.gather(1, story[0, 1:, None]).sum().item()
-            divergence += (expected.exp() * (expected - found)).sum().item()
-            tokens += len(found)
-        return Quality(math.exp(loss / tokens), divergence / tokens)
+        return torch.cat(answers(self.model, self.stories))
 
 
 def commit() -> str:
-    """The repository's commit, with a plus sign when tracked files differ from it."""
+    """The repository's commit, with a plus sign when the code measured differs from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True)
+    changed = subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "src", "benchmarks/peers"], cwd=ROOT, capture_output=True
+    )
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 

@@ -3,7 +3,8 @@
 Each tool runs in its own environment, so this file needs torch, transformers and safetensors only and knows nothing
 of Bitwright. Two files make one result in the work directory:
 
-    NAME.safetensors   the decoder's linear weights after quantization, as fp32 values, under the model's own names
+    NAME.safetensors   the decoder's linear weights after quantization, as fp32 values, under the model's own names,
+                       or, from a tool whose model is not the original with other weights, the evaluated answers
     NAME.json          who made them, how, and how long the quantization alone took
 """
 
@@ -13,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +25,13 @@ from safetensors.torch import load_file, save_file
 MODEL, TEXT = "lm-stories260k", "text-tinystories"
 SEQUENCES, LENGTH, STORIES = 128, 512, 200
 WIDTHS = (4, 3, 2)
-TOKENS = "tokens.safetensors"
+CALIBRATION, EVALUATION = "calibration.safetensors", "evaluation.safetensors"
+ANSWERS = "log_probabilities"
 
 
 @dataclass
 class Result:
-    """One quantized model: its maker, its setting, and the seconds of the quantization alone."""
+    """One quantized model: its maker, its setting, and the wall and processor seconds of the quantization alone."""
 
     peer: str
     version: str
@@ -39,6 +41,7 @@ class Result:
     threads: int
     load_average: float
     settings: dict[str, object] = field(default_factory=dict)
+    processor_seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -48,19 +51,38 @@ class Result:
 
 @dataclass
 class Clock:
-    """Seconds spent inside `timed`, and the machine's load when it began."""
+    """Wall and processor seconds spent inside `timed`, and the machine's load when it began."""
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     load_average: float = 0.0
+
+
+def measured(
+    peer: str,
+    version: str,
+    method: str,
+    bits: int,
+    threads: int,
+    clock: Clock,
+    settings: dict[str, object] | None = None,
+) -> Result:
+    """A result with the clock's readings in it."""
+    times = {"seconds": clock.seconds, "processor_seconds": clock.processor_seconds, "load_average": clock.load_average}
+    return Result(peer, version, method, bits, threads=threads, settings=settings or {}, **times)
 
 
 @contextmanager
 def timed() -> Iterator[Clock]:
-    """Measure the wall time of a block and note how busy the machine was at its start."""
+    """Measure the time of a block and note how busy the machine was at its start.
+
+    On a busy machine the processor seconds of one thread are the steadier measure; child processes are counted in.
+    """
     clock = Clock(load_average=round(os.getloadavg()[0], 2))
-    start = time.perf_counter()
+    before, start = sum(os.times()[:4]), time.perf_counter()
     yield clock
     clock.seconds = time.perf_counter() - start
+    clock.processor_seconds = sum(os.times()[:4]) - before
 
 
 def arguments(description: str, **extra: dict[str, object]) -> argparse.Namespace:
@@ -86,13 +108,19 @@ def load_model(assets: Path) -> torch.nn.Module:
 
 def calibration_tokens(work: Path) -> torch.Tensor:
     """Token ids [SEQUENCES, LENGTH]; every row begins with BOS."""
-    return load_file(work / TOKENS)["calibration"]
+    return load_file(work / CALIBRATION)["ids"]
 
 
 def evaluation_tokens(work: Path) -> list[torch.Tensor]:
     """The stories' token ids, each [1, length] and beginning with BOS."""
-    stored = load_file(work / TOKENS)
-    return [row[None] for row in torch.split(stored["evaluation"], stored["lengths"].tolist())]
+    stored = load_file(work / EVALUATION)
+    return [row[keep.bool()][None] for row, keep in zip(stored["ids"], stored["mask"], strict=True)]
+
+
+@torch.inference_mode()
+def answers(model: torch.nn.Module, stories: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The log-probabilities [tokens, vocabulary] of every token after BOS, story by story."""
+    return [torch.log_softmax(model(story, use_cache=False).logits[0, :-1].float(), dim=-1) for story in stories]
 
 
 def decoder_linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
@@ -104,9 +132,9 @@ def decoder_linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     }
 
 
-def save(work: Path, result: Result, weights: dict[str, torch.Tensor]) -> None:
-    """Write the two files of one result."""
-    plain = {name: weight.detach().to(torch.float32).contiguous().clone() for name, weight in weights.items()}
+def save(work: Path, result: Result, tensors: dict[str, torch.Tensor]) -> None:
+    """Write the two files of one result; `tensors` are the weights or, alone under ANSWERS, the answers."""
+    plain = {name: tensor.detach().to(torch.float32).contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, work / f"{result.name}.safetensors")
     (work / f"{result.name}.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
     print(f"{result.name}: {result.seconds:.2f} s, load {result.load_average}", flush=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from exchange import LENGTH, MODEL, SEQUENCES, STORIES, TEXT, TOKENS, arguments
+from exchange import CALIBRATION, EVALUATION, LENGTH, MODEL, SEQUENCES, STORIES, TEXT, arguments
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
@@ -32,18 +32,16 @@ def evaluation(tokenizer: object, folder: Path) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    """Tokenize both texts and write one file."""
+    """Tokenize both texts and write one file for each: `ids` and, where rows are shorter, `mask`."""
     options = arguments(__doc__ or "")
     tokenizer = AutoTokenizer.from_pretrained(options.assets / MODEL)
     stories = evaluation(tokenizer, options.assets / TEXT)
+    ids = torch.nn.utils.rnn.pad_sequence(stories, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(story) for story in stories], batch_first=True)
     options.work.mkdir(parents=True, exist_ok=True)
-    tokens = {
-        "calibration": calibration(tokenizer, options.assets / TEXT),
-        "evaluation": torch.cat(stories),
-        "lengths": torch.tensor([len(story) for story in stories]),
-    }
-    save_file(tokens, options.work / TOKENS)
-    scored = len(tokens["evaluation"]) - len(stories)
+    save_file({"ids": calibration(tokenizer, options.assets / TEXT)}, options.work / CALIBRATION)
+    save_file({"ids": ids, "mask": mask}, options.work / EVALUATION)
+    scored = int(mask.sum()) - len(stories)
     print(f"calibration {SEQUENCES} x {LENGTH}, evaluation {len(stories)} stories, {scored} scored tokens")
 
 

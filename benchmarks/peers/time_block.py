@@ -2,8 +2,8 @@
 
     python benchmarks/peers/time_block.py --work DIR --envs DIR --rounds 3
 
-Every round runs each tool once, so that a change of the machine's load meets all of them. A tool is a script that prints
-one line of JSON at its end; `--also NAME=PYTHON,SCRIPT` adds another one.
+Every round runs each tool once, so that a change of the machine's load meets all of them. A tool is a script that
+prints one line of JSON at its end; `--also NAME=PYTHON,SCRIPT` adds another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parent / "results" / "peers_block.json"
 TOOLS = ("llm_compressor", "gptqmodel")
-SECONDS = ("seconds", "hessian", "solve", "rest", "processor_seconds", "load_average")
+WALL = ("seconds", "hessian", "solve", "rest", "load_average")
+TIMES = (*WALL, "processor", "hessian_processor", "solve_processor", "rest_processor")
 PROTOCOL = "one Llama block, hidden 2048, MLP 8192, 32 heads / 8 kv, random fp32 weights, 32 x 512 ids, int4 g128 sym"
 
 
@@ -33,7 +34,7 @@ def run_once(python: Path, script: Path, work: Path, threads: int) -> dict[str, 
 
 def median(runs: list[dict[str, object]]) -> dict[str, object]:
     """The runs' common facts with the median of every time."""
-    middle = {part: round(statistics.median(run[part] for run in runs), 2) for part in SECONDS}
+    middle = {part: round(statistics.median(run[part] for run in runs), 2) for part in TIMES}
     return {**runs[0], **middle, "runs": [run["seconds"] for run in runs]}
 
 

@@ -21,11 +21,11 @@ from exchange import (
     LENGTH,
     MODEL,
     SEQUENCES,
-    Result,
     arguments,
     calibration_tokens,
     decoder_linears,
     load_model,
+    measured,
     save,
     timed,
 )
@@ -99,9 +99,7 @@ def main() -> None:
             "levels_per_row": max(len(row.unique()) for weight in weights.values() for row in weight),
         }
         method = method_name(options.iters, options.as_is, options.amp)
-        result = Result(
-            "auto-round", __version__, method, bits, clock.seconds, options.threads, clock.load_average, settings
-        )
+        result = measured("auto-round", __version__, method, bits, options.threads, clock, settings)
         save(options.work, result, weights)
 
 

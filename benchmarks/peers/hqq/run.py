@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from exchange import Result, arguments, decoder_linears, load_model, save, timed
+from exchange import arguments, decoder_linears, load_model, measured, save, timed
 from hqq.core.quantize import Quantizer, hqq_base_quant_config
 
 
@@ -38,9 +38,7 @@ def main() -> None:
                     for name, layer in linears.items()
                 }
             settings = {"axis": 1, "group": group or "row", "round_zero": bits == 4, "optimizer": "proximal, 20 steps"}
-            result = Result(
-                "hqq", version("hqq"), method, bits, clock.seconds, options.threads, clock.load_average, settings
-            )
+            result = measured("hqq", version("hqq"), method, bits, options.threads, clock, settings)
             save(options.work, result, weights)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from exchange import Result, arguments, calibration_tokens, decoder_linears, load_model, save, timed
+from exchange import arguments, calibration_tokens, decoder_linears, load_model, measured, save, timed
 from llmcompressor import __version__, oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from torch.utils.data import DataLoader
@@ -35,9 +35,7 @@ def main() -> None:
             "rows_per_batch": 1,
             "levels_per_row": max(len(row.unique()) for weight in weights.values() for row in weight),
         }
-        result = Result(
-            "llm-compressor", __version__, "gptq", bits, clock.seconds, options.threads, clock.load_average, settings
-        )
+        result = measured("llm-compressor", __version__, "gptq", bits, options.threads, clock, settings)
         save(options.work, result, weights)
 
 

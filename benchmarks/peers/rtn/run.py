@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from exchange import Result, arguments, decoder_linears, load_model, save, timed
+from exchange import arguments, decoder_linears, load_model, measured, save, timed
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ def main() -> None:
     for bits in options.bits:
         with timed() as clock, torch.inference_mode():
             weights = {f"{name}.weight": rounded(layer.weight, bits) for name, layer in linears.items()}
-        result = Result("torch", torch.__version__, "rtn", bits, clock.seconds, options.threads, clock.load_average)
+        result = measured("torch", torch.__version__, "rtn", bits, options.threads, clock)
         save(options.work, result, weights)
 
 
