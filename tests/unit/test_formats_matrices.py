@@ -120,6 +120,18 @@ def test_a_zero_group_beside_others_stays_zero(text: str) -> None:
     assert bool(torch.isfinite(codes.dequantize()).all())
 
 
+@pytest.mark.parametrize("text", ["nvfp4", "nf4 b64 scale=double"])
+def test_zero_groups_do_not_set_the_outer_scale(text: str) -> None:
+    w = matrix(64, 128)
+    alone = parse(text).quantize(w[:32]).dequantize()
+    w[32:] = 0.0
+    together = parse(text).quantize(w).dequantize()[:32]
+    if text == "nvfp4":
+        assert torch.equal(together, alone)
+    # The mean of double quantization does move with the zeros, but its steps stay those of the real scales.
+    assert float((together - w[:32]).norm()) < 1.1 * float((alone - w[:32]).norm())
+
+
 @pytest.mark.parametrize("text", ["int4 g1 asym", "int4 g1", "nf4 b1", "e2m1 g1 scale=e8m0", "int8 channel"])
 def test_groups_of_one(text: str) -> None:
     w = matrix(8, 1 if text == "int8 channel" else 8)
