@@ -16,7 +16,8 @@ from bitwright.statistics import ChannelMeans, Hessian
 from tests.unit.layer_problem import correlated_layer
 
 GRIDS = ["int4 g16 asym", "int3 channel", "int2 channel asym", "int4 narrow g8", "nf4 b16", "e2m1 g16", "mxfp4",
-         "ternary channel", "int4 tensor", "int4 block8x16", "int3 g8 axis=0", "int4 g20 asym", "int3 g16 zero=fp16"]  # fmt: skip
+         "ternary channel", "int4 tensor", "int4 block8x16",
+         "int3 g8 axis=0", "int4 g20 asym", "int3 g16 zero=fp16"]  # fmt: skip
 
 
 def heavy_tailed(out: int = 16, columns: int = 64, seed: int = 0) -> Tensor:

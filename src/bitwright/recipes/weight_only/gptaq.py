@@ -22,11 +22,8 @@ from bitwright.statistics import Prefix
         (
             Check("better_than", "perplexity", baseline="gptq", at="int3 g32 asym"),
             Check("better_than", "perplexity", baseline="gptq", at="int2 g32 asym"),
-            Check(
-                "equals", "perplexity", baseline="symmetric", at="int3 g32 asym", text="alpha 0 is gptq, bit for bit"
-            ),
         ),
-        variants=(Variant("symmetric", "gptaq", (("alpha", 0.0),)), Variant("gptq", "gptq")),
+        variants=(Variant("gptq", "gptq"),),
         seeds=(0, 1, 2),
     ),
 )

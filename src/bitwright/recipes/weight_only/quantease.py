@@ -25,13 +25,13 @@ from bitwright.statistics import Prefix
             Check("better_than", "perplexity", baseline="gptq", at="int3 channel asym"),
             Check("better_than", "perplexity", baseline="rtn", at="int3 channel asym"),
             Check("ablation", "perplexity", baseline="plain", at="int3 channel asym", text="relaxed sweeps help"),
-            Check("ablation", "perplexity", baseline="split", at="int3 channel asym", text="1 % learned outliers help"),
+            Check("order", "perplexity", baseline="outliers < default", at="int3 channel asym"),
         ),
         variants=(
             Variant("gptq", "gptq"),
             Variant("plain", "quantease", (("relax", 0),)),
             Variant("outliers", "quantease", (("outliers", 0.01),)),
-            Variant("split", "quantease", (("outliers", 0.0),)),
+            Variant("default", "quantease"),
         ),
     ),
 )
@@ -47,8 +47,8 @@ def quantease(
 ) -> Recipe:
     """Visit the columns in turn and give each the level nearest to its best value while all others stay.
 
-    For column j that value is ``q_j + ((W - Q) S)_j / S_jj``, ``S = X X^T``; every ``relax``-th sweep leaves the columns
-    unrounded. ``outliers`` is the share of entries kept in fp16 and learned by iterative hard thresholding.
+    For column j that value is ``q_j + ((W - Q) S)_j / S_jj``, ``S = X X^T``; every ``relax``-th sweep leaves the
+    columns unrounded. ``outliers`` is the share of entries kept in fp16 and learned by iterative hard thresholding.
     What differs from the paper: it starts from GPTQ's rounding (``start="weight"`` is the paper's), each row keeps the
     best rounding it met, and thresholding alternates with whole descents instead of single sweeps.
 

@@ -27,7 +27,7 @@ from bitwright.statistics import CrossHessian, Hessian, Prefix, Statistic
 
 
 def carry_factor(cross: Tensor, factor: Factor) -> Tensor:
-    """Return the strictly upper triangular ``G[in, in]`` for the cross moment ``A[in, in]`` (row k: error of channel k)."""
+    """Return the strictly upper triangular ``G[in, in]`` for the cross moment ``A[in, in]`` (rows: error)."""
     solved: Tensor = torch.linalg.solve_triangular(factor.upper.t(), cross, upper=False, left=False, unitriangular=True)
     return solved.div_(factor.pivots).triu_(1)
 
