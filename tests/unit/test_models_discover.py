@@ -6,6 +6,7 @@ What it claims is checked here by other means than its own proofs: the edits are
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -274,3 +275,32 @@ def _orthogonal(dim: int, keep_ones: bool) -> torch.Tensor:
     inner = torch.eye(dim, dtype=torch.float64)
     inner[1:, 1:] = torch.linalg.qr(torch.randn(dim - 1, dim - 1, generator=generator, dtype=torch.float64))[0]
     return basis @ inner @ basis.T
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "gemma2", "bert-masked", "vit"])
+def test_shapes_alone_give_blocks_and_sites(tmp_path: Path, name: str) -> None:
+    toy_model(name).save_pretrained(tmp_path)
+    model = open_model(tmp_path, stream=True)
+    model.read_parameter = None  # type: ignore[assignment, method-assign]
+    model.load_unit = None  # type: ignore[assignment, method-assign]
+    outline, found = discover(model, proofs=False), _found(name)
+    assert outline.blocks == found.blocks
+    assert outline.ties == found.ties
+    assert outline.returns == found.returns
+    assert [dataclasses.replace(s, shared_input=0) for s in outline.sites] == [
+        dataclasses.replace(s, shared_input=0) for s in found.sites
+    ]
+    assert _sharing(outline) == _sharing(found)
+    assert outline.pairs == ()
+
+
+def _sharing(structure: Structure) -> set[frozenset[str]]:
+    groups: dict[int, set[str]] = {}
+    for site in structure.sites:
+        groups.setdefault(site.shared_input, set()).add(site.path)
+    return {frozenset(group) for group in groups.values()}
+
+
+def test_values_that_decide_the_flow_are_run_in_full() -> None:
+    outline = discover(open_model(toy_model("mixtral")), proofs=False)
+    assert outline.blocks == _found("mixtral").blocks

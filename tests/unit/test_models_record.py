@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -106,10 +107,8 @@ def test_memory_of_freed_tensors_is_not_held_nor_confused() -> None:
 
 def test_hooks_are_removed_after_an_error() -> None:
     module = _Probe()
-    try:
+    with pytest.raises(RuntimeError):
         record_run(Model(module), torch.randn(2, 5))
-    except RuntimeError:
-        pass
     assert all(not part._forward_hooks and not part._forward_pre_hooks for part in module.modules())
 
 

@@ -17,6 +17,7 @@ from bitwright.models.convolutions import ConvolutionFinder
 from bitwright.models.flow import Flow
 from bitwright.models.model import Model
 from bitwright.models.norms import find_norms
+from bitwright.models.outline import record_shapes
 from bitwright.models.pairs import PairFinder
 from bitwright.models.prove import SUFFIX, Prover, relative_error
 from bitwright.models.record import Run, record_run
@@ -30,18 +31,23 @@ CHAIN_TOLERANCE = 1e-4
 MAX_CHAINS = 4
 
 
-def discover(model: Model, example: Any = None) -> Structure:
+def discover(model: Model, example: Any = None, proofs: bool = True) -> Structure:
     """Everything Bitwright needs to know of a model, from one recorded run on ``example`` and proofs per block.
 
     Args:
         model: an opened model, in memory or streamed (then parameters are read as they are used).
         example: a batch (tensor, tuple or mapping), of which a few rows and tokens are used; made from the model's
             config where None.
+        proofs: without them only blocks, sites and ties are found, from a run of shapes that reads no weight; that is
+            enough for recipes that change nothing but the weights one by one.
 
     Raises:
         InputError: when no example is given and none can be made.
     """
     example = example_inputs(model.module) if example is None else shrunk(example)
+    outline = None if proofs else record_shapes(model, example)
+    if outline is not None:
+        return _accounted(model, _outlined(model, outline))
     run = record_run(model, example)
     dropped: list[str] = []
     for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
@@ -53,6 +59,25 @@ def discover(model: Model, example: Any = None) -> Structure:
             f"the chain {first} .. {last} was dropped: run block by block the output moves by {found.chain_error:.1e}, "
             "because layers behind it read more than its end"
         )
+    return _accounted(model, replace(found, reasons=condensed([*dropped, *found.reasons])))
+
+
+def _outlined(model: Model, run: Run) -> Structure:
+    """What a run of shapes tells."""
+    chains = find_chains(model.module, run)
+    calls = chains[0].calls if chains else ()
+    paths = tuple(call.path for call in calls)
+    uses = mark_head(run, find_uses(model, run, paths), calls[-1] if calls else None)
+    return Structure(
+        blocks=paths,
+        sites=tuple(sites_of(uses)),
+        reasons=("norms, pairs and the residual stream were not looked for",),
+        returns=tuple(call.items for call in calls),
+    )
+
+
+def _accounted(model: Model, found: Structure) -> Structure:
+    """Add the sites that the run did not reach, the ties, and what no site covers."""
     sites = list(found.sites)
     sites += unseen_sites(model, {site.name for site in sites}, found.blocks)
     covered = {site.name for site in sites} | {site.tied_to for site in sites}
@@ -60,7 +85,6 @@ def discover(model: Model, example: Any = None) -> Structure:
         found,
         sites=tuple(sites),
         ties=find_ties(model.module),
-        reasons=condensed([*dropped, *found.reasons]),
         unaccounted=tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered),
     )
 

@@ -113,9 +113,15 @@ class Run:
 
 def record_run(model: Model, example: Any) -> Run:
     """Run ``model`` once on ``example`` and record it (no gradients; streamed parameters are read when used)."""
-    recorder = _Recorder(model.module)
-    with torch.no_grad(), materialised(model), recorder:
-        result = call_module(model.module, example)
+    with materialised(model):
+        return record_under(model.module, example)
+
+
+def record_under(module: nn.Module, example: Any) -> Run:
+    """Run and record a module under whatever torch function mode is active outside."""
+    recorder = _Recorder(module)
+    with torch.no_grad(), recorder:
+        result = call_module(module, example)
         recorder.run.outputs = tuple(recorder.ref(t) for t in flat_tensors(result))
         recorder.run.inputs = tuple(recorder.ref(t) for t in flat_tensors(example))
     recorder.run.result = result
