@@ -103,7 +103,7 @@ def quantize(
 
 def _as_batches(module: nn.Module, batches: Any) -> Calibration:
     if not isinstance(batches, list | tuple) or not batches or isinstance(batches[0], Mapping):
-        return batches  # type: ignore[no-any-return]
+        return batches
     import inspect
 
     name = next(iter(inspect.signature(module.forward).parameters))

@@ -15,6 +15,7 @@ from bitwright.jobs.opening import Job, Opened
 from bitwright.jobs.runner import Batch
 from bitwright.jobs.units import split_units
 from bitwright.models import open_model
+from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
 from bitwright.statistics import Statistic
 from bitwright.statistics.fisher import accumulate_fisher
@@ -36,7 +37,7 @@ def task_loss(module: nn.Module, batch: Batch) -> Tensor:
     Raises:
         InputError: if the model gives neither.
     """
-    logits = logits_of(module(**batch))
+    logits = logits_of(call_module(module, batch))
     ids = batch.get("input_ids")
     if ids is not None and logits.ndim == 3:
         if logits.shape[-1] <= int(ids.max()):

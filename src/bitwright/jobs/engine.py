@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,15 +220,14 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(input_hooks(runner.model.module, gatherer.requests, gatherer))
             if stop is not None:
-                seen = lambda: True  # noqa: E731
-                stack.enter_context(stop_after(runner.model.module, stop, seen))
+                stack.enter_context(stop_after(runner.model.module, stop))
             for index in range(len(self.batches)):
                 gatherer.keep = runner.keep(index)
                 if gatherer.reads_twin:
                     gatherer.twins = capture_inputs(
                         self.float_runner.model.module,
                         gatherer.requests,
-                        lambda i=index: self.float_runner.until_stopped(unit, i, self.float[i]),
+                        partial(self.float_runner.until_stopped, unit, index, self.float[index]),
                     )
                 runner.until_stopped(unit, index, hidden[index])
         return gatherer.results()
@@ -262,7 +262,9 @@ class Engine:
         for site in group:
             weight = self.choices[site.path].weight
             for request in weight.needs if weight is not None else ():
-                if getattr(request, "reads", "input") == "input":
+                # A grouped convolution has no single matrix of columns; what needs one falls back, as an event.
+                columns = request.view == "columns" and site.groups > 1
+                if getattr(request, "reads", "input") == "input" and not columns:
                     found[request] = None
         return tuple(found)
 
@@ -317,7 +319,8 @@ class Engine:
             return quantizer
         self.events.record(
             "no calibration signal", site.path,
-            f"{', '.join(type(r).__name__ for r in missing)} could not be gathered (the layer was not called); "
+            f"{', '.join(type(r).__name__ for r in missing)} could not be gathered "
+            f"({'a grouped convolution' if site.groups > 1 else 'the layer was not called'}); "
             "its weights are rounded to nearest",
         )  # fmt: skip
         return Quantizer(quantizer.format)
@@ -376,11 +379,12 @@ class Engine:
 def install_online(root: torch.nn.Module, path: str, operations: Sequence[OnlineOperation]) -> None:
     """Run operations on a float module's input, until a quantized module that owns them takes its place."""
     module = root.get_submodule(path)
-    if getattr(module, "_bitwright_online", None) is not None:
-        module._bitwright_online.remove()
+    earlier = module.__dict__.get("bitwright_online")
+    if earlier is not None:
+        earlier.remove()
     kept = tuple(operations)
     handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, TABLE), *args[1:]))
-    module._bitwright_online = handle
+    module.__dict__["bitwright_online"] = handle
 
 
 def _note(report: TransformReport) -> dict[str, Any]:

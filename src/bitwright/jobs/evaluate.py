@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
 from bitwright.data import ImageData, TokenData, evaluation
 from bitwright.data.images import zoo_digits
 from bitwright.errors import InputError
@@ -31,7 +33,7 @@ def evaluation_data(model: RunnableModel, source: str, count: int | None) -> Tok
     agree), else the held-out files of the installed Python.
     """
     if model.folder is None or not hasattr(model.module, "config"):
-        data = zoo_digits("test")
+        data = zoo_digits("test").for_module(model.module)
         return data if count is None else data.first(count)
     own = getattr(model.module.config, "vocab_size", 0)
     embedded = getattr(open_model(_zoo(), stream=True).module.config, "vocab_size", -1)
@@ -147,9 +149,7 @@ def _float_row(model: RunnableModel, data: TokenData | ImageData) -> dict[str, A
 
 def _row(request: Request, name: str, text: str, data: TokenData | ImageData, reference: Any) -> dict[str, Any]:
     job = build_job(dataclasses.replace(request, recipe=name, weights=text, out=""))
-    module = job.model if not isinstance(job.model, str) and hasattr(job.model, "forward") else None
-    if module is None:
-        module = open_model(job.model).module
+    module: Any = job.model if isinstance(job.model, nn.Module) else open_model(job.model).module
     started = time.perf_counter()
     result = run(dataclasses.replace(job, model=module, out=None))
     seconds = time.perf_counter() - started

@@ -59,7 +59,7 @@ def inspect_structure(name: str) -> dict[str, Any]:
     """
     source = model_source(name)
     if isinstance(source, nn.Module):
-        example = next(iter(zoo_digits("test").first(2).batches(2)))
+        example = next(iter(zoo_digits("test").first(2).for_module(source).batches(2)))
         return asdict(discover(open_model(source), example))
     if "quantization_config" in Checkpoint.open(Path(source)).config:
         raise InputError(f"{name} is quantized; inspect the structure of the float model it was made from")

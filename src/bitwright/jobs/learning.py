@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from bitwright.jobs.choice import derived_seed
 from bitwright.jobs.hidden import HiddenStates
+from bitwright.jobs.regrouping import held, hidden_of, learning_groups, make_groups
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import stop_after
 from bitwright.jobs.sweep import StopSweep, input_hooks
@@ -31,10 +33,10 @@ def learn_unit(engine: Engine, learn: Learn, unit: Unit, view: UnitView, result:
     if engine.twin is None:
         raise RuntimeError("learning needs the float twin")
     if learn.scope == "block":
-        _finish(engine, learn, _unit_task(engine, unit, coded, result), result)
+        _finish(engine, learn, _unit_task(engine, learn, unit, coded, result), result)
         return
     for path in coded:
-        _finish(engine, learn, _layer_task(engine, unit, path, result), result)
+        _finish(engine, learn, _layer_task(engine, learn, unit, path, result), result)
 
 
 def _finish(engine: Engine, learn: Learn, task: LearnTask, result: UnitResult) -> None:
@@ -56,6 +58,7 @@ def _task(
     forward: object,
     target: object,
     importance: object,
+    count: int,
 ) -> LearnTask:
     root = engine.float_runner.model.module
     sites = {s.path: s for s in engine.structure.sites}
@@ -71,7 +74,7 @@ def _task(
         initial={p: w for p in paths if (w := result.modules[p].weight) is not None},
         quantizers=quantizers,
         input_quantizers=inputs,
-        inputs=len(engine.batches),
+        inputs=count,
         forward=forward,  # type: ignore[arg-type]
         target=target,  # type: ignore[arg-type]
         importance=importance,  # type: ignore[arg-type]
@@ -81,44 +84,50 @@ def _task(
     )
 
 
-def _unit_task(engine: Engine, unit: Unit, paths: list[str], result: UnitResult) -> LearnTask:
+def _unit_task(engine: Engine, learn: Learn, unit: Unit, paths: list[str], result: UnitResult) -> LearnTask:
     """Reconstruct a unit's output: quantized stream in, float stream's output as the target."""
-    runner = engine.float_runner
+    groups, runner = learning_groups(engine, learn, unit)
     root = runner.model.module
-    targets = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
+    targets = HiddenStates(len(groups), engine.window_bytes, engine.spill)
     with torch.no_grad():
-        for index in range(len(engine.batches)):
-            targets[index] = runner.run(unit, index, engine.float[index])
+        for index in range(len(groups)):
+            targets[index] = runner.run(unit, index, hidden_of(groups, engine.float, unit, index))
 
     def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
         with swapped_weights(root, _shaped(engine, root, overrides)):
-            return runner.run(unit, index, engine.quantized[index])
+            return runner.run(unit, index, hidden_of(groups, engine.quantized, unit, index))
 
     def importance(index: int) -> Tensor | None:
-        return engine.importance(unit.name, index)
+        if engine.importance(unit.name, 0) is None:
+            return None
+        return groups.take(lambda i: _there(engine.importance(unit.name, i)), index)
 
-    return _task(engine, unit.name, paths, result, forward, lambda i: _held(targets, i), importance)
+    return _task(engine, unit.name, paths, result, forward, lambda i: held(targets, i), importance, len(groups))
 
 
-def _layer_task(engine: Engine, unit: Unit, path: str, result: UnitResult) -> LearnTask:
+def _layer_task(engine: Engine, learn: Learn, unit: Unit, path: str, result: UnitResult) -> LearnTask:
     """Reconstruct one layer: inputs from the quantized stream, targets from the float stream."""
     root = engine.float_runner.model.module
     module = root.get_submodule(path)
     inputs = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
     targets = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
-    work = engine.work_runner
+    work, floating = engine.work_runner, engine.float_runner
     for index in range(len(engine.batches)):
-        inputs[index] = _input_of(work.model.module, path, lambda i=index: work.run(unit, i, engine.quantized[i]))
-        x = _input_of(root, path, lambda i=index: engine.float_runner.run(unit, i, engine.float[i]))
+        inputs[index] = _input_of(work.model.module, path, partial(work.run, unit, index, engine.quantized[index]))
+        x = _input_of(root, path, partial(floating.run, unit, index, engine.float[index]))
         with torch.no_grad():
             targets[index] = module(x)
+    groups = make_groups(engine.batches, learn.batch)
 
     def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
         with swapped_weights(root, _shaped(engine, root, overrides)):
-            output: Tensor = module(_held(inputs, index))
+            output: Tensor = module(groups.take(lambda i: held(inputs, i), index))
             return output
 
-    return _task(engine, path, [path], result, forward, lambda i: _held(targets, i), lambda index: None)
+    def target(index: int) -> Tensor:
+        return groups.take(lambda i: held(targets, i), index)
+
+    return _task(engine, path, [path], result, forward, target, lambda index: None, len(groups))
 
 
 def _input_of(root: nn.Module, path: str, run: object) -> Tensor:
@@ -128,7 +137,7 @@ def _input_of(root: nn.Module, path: str, run: object) -> Tensor:
     def seen(_: str, module: nn.Module, x: Tensor) -> None:
         found.append(x.detach())
 
-    with input_hooks(root, [path], seen), stop_after(root, path, lambda: True), torch.no_grad():
+    with input_hooks(root, [path], seen), stop_after(root, path), torch.no_grad():
         try:
             run()  # type: ignore[operator]
         except StopSweep:
@@ -141,8 +150,7 @@ def _shaped(engine: Engine, root: nn.Module, overrides: Mapping[str, Tensor]) ->
     return {p: shaped_like(root.get_submodule(p), w, transposed[p]) for p, w in overrides.items()}
 
 
-def _held(states: HiddenStates, index: int) -> Tensor:
-    x = states[index]
+def _there(x: Tensor | None) -> Tensor:
     if x is None:
-        raise RuntimeError("a hidden state was read before it was computed")
+        raise RuntimeError("the importance of a batch is missing")
     return x

@@ -1,29 +1,62 @@
-"""Report files of a finished job."""
+"""Report files of a finished job: JSON for programs, one HTML page for people."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from bitwright.jobs.run import JobResult
 
+logger = logging.getLogger(__name__)
 
-def report_files(result: JobResult) -> dict[str, str]:
-    """File name to text: ``bitwright-report.json``."""
-    rows = [
-        {"path": p, "bits_per_weight": m.weight.bits_per_weight, "relative_error": m.error}
-        for u in result.units
-        for p, m in u.modules.items()
-        if m.weight is not None
+FORMAT_VERSION = 1
+
+
+def report_values(result: JobResult) -> dict[str, Any]:
+    """Everything the report says, as JSON values: per tensor, per unit, events, what stayed float and why."""
+    tensors = [
+        {
+            "path": path,
+            "format": str(module.weight.codes.format) if module.weight.codes is not None else module.weight.normal_form,
+            "terms": module.weight.normal_form,
+            "input": None if module.input_format is None else str(module.input_format),
+            "bits_per_weight": module.weight.bits_per_weight,
+            "relative_error": module.error,
+        }
+        for unit in result.units
+        for path, module in unit.modules.items()
+        if module.weight is not None
     ]
-    report = {
-        "format_version": 1,
+    kept = [
+        {"path": path, "reason": choice.reason}
+        for path, choice in result.opened.choices.items()
+        if choice.weight is None
+    ]
+    return {
+        "format_version": FORMAT_VERSION,
         "recipe": result.job.recipe.name,
         "bits_per_weight": result.bits_per_weight,
-        "tensors": rows,
+        "tensors": tensors,
+        "kept_float": kept,
+        "not_offered": list(result.opened.structure.reasons),
         "units": [{"name": u.name, "seconds": round(u.seconds, 3), "notes": u.notes} for u in result.units],
         "events": [asdict(e) for e in result.events],
     }
-    return {"bitwright-report.json": json.dumps(report, indent=2) + "\n"}
+
+
+def report_files(result: JobResult) -> dict[str, str]:
+    """File name to text; the page is left out where its libraries are not installed."""
+    values = report_values(result)
+    files = {"bitwright-report.json": json.dumps(values, indent=2) + "\n"}
+    try:
+        from bitwright.jobs.page import job_page
+
+        files["report.html"] = job_page(values)
+    except InputError as error:
+        logger.info("no report page: %s", error)
+    return files

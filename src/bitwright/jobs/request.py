@@ -126,7 +126,7 @@ def calibration_data(request: Request, recipe: Recipe, events: Events) -> Calibr
         return None
     sequences = request.sequences or recipe.data.sequences
     if request.model == "zoo:digits":
-        return zoo_digits("train").first(sequences)
+        return zoo_digits("train").first(sequences).for_module(load_digits_model())
     source = request.data or "zoo"
     folder = lm_path() if request.model == "zoo" else Path(request.model)
     length = min(request.length or recipe.data.length, context_length(folder))
@@ -164,7 +164,7 @@ def build_job(request: Request, reads_data: bool | None = None) -> Job:
     wanted = recipe_reads_data(recipe) if reads_data is None else reads_data
     data = calibration_data(request, recipe, Events(request.strict)) if wanted else None
     if data is None and isinstance(source, nn.Module):
-        data = zoo_digits("train").first(8)
+        data = zoo_digits("train").first(8).for_module(source)
     return Job(
         model=source,
         recipe=recipe,

@@ -9,12 +9,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from bitwright import __version__
 from bitwright.data import ImageData, TokenData
 from bitwright.errors import InputError
 from bitwright.evaluation.memory import peak_memory
@@ -28,7 +30,6 @@ from bitwright.jobs.whole_model import unit_importance, weight_gradients
 
 logger = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
 Progress = Callable[[str, int, int, float], None]
 """``progress(unit, done, total, share of the unit)``."""
 
@@ -58,7 +59,7 @@ class JobResult:
         """Stored bits over weights of the quantized tensors."""
         coded = self.coded.values()
         weights = sum(q.shape[0] * q.shape[1] for q in coded)
-        return sum(q.storage_bits() for q in coded) / max(1, weights)
+        return float(sum(q.storage_bits() for q in coded) / max(1, weights))
 
 
 def no_progress(unit: str, done: int, total: int, share: float) -> None:
@@ -86,7 +87,7 @@ def identity(job: Job, opened: Opened) -> dict[str, Any]:
         "data": data_digest(job),
         "seed": job.seed,
         "batch_size": job.batch_size,
-        "version": VERSION,
+        "version": __version__,
         "torch": str(torch.__version__).split("+")[0],
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
@@ -159,7 +160,7 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
         events.record("untied", ", ".join(opened.untied), "a transform changes one end only; the file grows by a copy")
     results: list[UnitResult] = []
     for unit in engine.units:
-        engine.progress = lambda text, share, n=unit.index: progress(text, n, total, share)
+        engine.progress = partial(_unit_progress, progress, unit.index, total)
         progress(unit.name, unit.index, total, 0.0)
         if unit.index < len(finished) and output is not None:
             result = output.restore(unit, finished[unit.index])
@@ -204,6 +205,10 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engi
     )
 
 
+def _unit_progress(progress: Progress, done: int, total: int, text: str, share: float) -> None:
+    progress(text, done, total, share)
+
+
 def build_manifest(job: Job, results: list[UnitResult]) -> dict[str, Any]:
     """The manifest of a native checkpoint (``quantization_config``); its keys are documented in docs/formats.md."""
     modules: dict[str, Any] = {}
@@ -216,7 +221,7 @@ def build_manifest(job: Job, results: list[UnitResult]) -> dict[str, Any]:
     return {
         "quant_method": "bitwright",
         "format_version": MANIFEST_VERSION,
-        "bitwright_version": VERSION,
+        "bitwright_version": __version__,
         "recipe": job.recipe.name,
         "modules": modules,
         "removed": [path for unit in results for path in unit.removed],

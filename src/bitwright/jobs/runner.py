@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitwright.jobs.sweep import StopSweep
 from bitwright.jobs.units import Unit
 from bitwright.models import Model, Structure
+from bitwright.models.calling import call_module
 from bitwright.models.discover import block_stream
 from bitwright.models.stream import BatchCalls, logits_of
 
@@ -54,7 +55,7 @@ class Runner:
     def run(self, unit: Unit, index: int, hidden: Tensor | None) -> Tensor:
         """Run one unit on one batch and return its output tensor (the hidden state, or the model's output)."""
         if unit.kind == "whole":
-            return logits_of(self.model.module(**self.batches[index]))
+            return logits_of(call_module(self.model.module, self.batches[index]))
         if unit.kind == "prefix":
             # Run anew every time: the prefix may have been quantized since the calls were recorded.
             return self.stream.prefix_inputs([self.batches[index]])[0].hidden
@@ -76,12 +77,11 @@ class Runner:
 
 
 @contextmanager
-def stop_after(root: nn.Module, path: str, wanted: Callable[[], bool]) -> Iterator[None]:
-    """End a forward pass at the input of module ``path`` once ``wanted()`` is true."""
+def stop_after(root: nn.Module, path: str) -> Iterator[None]:
+    """End a forward pass at the input of module ``path``, after the hooks that were there before."""
 
     def hook(module: nn.Module, args: object) -> None:
-        if wanted():
-            raise StopSweep
+        raise StopSweep
 
     handle = root.get_submodule(path).register_forward_pre_hook(hook)
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitwright.errors import InputError
 from bitwright.statistics import Collector, Statistic, View
 
 Requests = Mapping[str, Sequence[Statistic]]
@@ -22,22 +24,49 @@ class StopSweep(Exception):
 
 def input_rows(module: nn.Module, x: Tensor, view: View, keep: Tensor | None) -> Tensor:
     """Lay a layer's input out as rows ``[tokens, in]``; padding tokens (``keep`` false) are left out."""
-    kernel = getattr(module, "kernel_size", None)
-    if kernel is None or x.ndim < 3:
+    geometry = convolution(module)
+    if geometry is None or x.ndim < 3:
         if keep is not None and x.shape[: keep.ndim] == keep.shape:
             return x[keep]
         return x.reshape(-1, x.shape[-1])
-    if view == "channels" or int(getattr(module, "groups", 1)) > 1:
+    if view == "channels" or geometry.groups > 1:
         return x.movedim(1, -1).reshape(-1, x.shape[1])
+    padded = functional.pad(x, [pad for p in reversed(geometry.padding) for pad in (p, p)])
     if x.ndim == 3:
-        x = x.unsqueeze(2)
-        kernel, stride, padding, dilation = (
-            (1, kernel[0]), (1, module.stride[0]), (0, module.padding[0]), (1, module.dilation[0])
-        )  # fmt: skip
-    else:
-        stride, padding, dilation = module.stride, module.padding, module.dilation
-    columns = functional.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+        padded = padded.unsqueeze(2)
+    columns = functional.unfold(
+        padded, geometry.two("kernel"), dilation=geometry.two("dilation"), stride=geometry.two("stride")
+    )
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Geometry of a convolution; tuples have one entry per spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def two(self, name: str) -> tuple[int, int]:
+        """A property for two spatial axes; a missing first axis has length one."""
+        values: tuple[int, ...] = getattr(self, name)
+        return (1, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def convolution(module: nn.Module) -> Convolution | None:
+    """The geometry of a float or quantized convolution, ``None`` for anything else."""
+    source: Any = getattr(module, "geometry", module)
+    if not hasattr(source, "kernel_size"):
+        return None
+    padding = source.padding
+    if isinstance(padding, str):
+        raise InputError(f"a convolution with padding={padding!r} cannot be laid out as columns; give numbers")
+    return Convolution(
+        tuple(source.kernel_size), tuple(source.stride), tuple(padding), tuple(source.dilation), int(source.groups)
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitwright.jobs.run import JobResult
 from bitwright.jobs.runner import Batch
 from bitwright.models import Checkpoint
+from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
 from bitwright.runtime.load import load
 
@@ -56,7 +57,7 @@ def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, t
 def output_difference(loaded: nn.Module, batch: Batch, expected: Tensor) -> float:
     """Largest difference of outputs over the largest output; infinite where an output is not finite."""
     with torch.no_grad():
-        y = logits_of(loaded(**batch)).float()
+        y = logits_of(call_module(loaded, batch)).float()
     if not bool(torch.isfinite(y).all()):
         return float("inf")
     return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -101,7 +101,7 @@ class UnitView:
             if self._inside(p.source) and all(self._inside(s) for s in p.sinks)
         )
         stream = structure.residual
-        self.residual = stream and ResidualView(
+        self.residual: ResidualView | None = None if stream is None else ResidualView(
             stream.dim, stream.norm_kind, tuple(_touch(t) for t in stream.writes),
             tuple(_touch(t) for t in stream.reads), offsets,
         )  # fmt: skip

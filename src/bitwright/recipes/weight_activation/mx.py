@@ -23,7 +23,7 @@ from bitwright.stages.site import rule
         ),
     ),
 )
-def mx(weights: Format = parse("mxfp8_e4m3"), activations: str = "same", select: str = "linear") -> Recipe:
+def mx(weights: Format = parse("mxfp8_e4m3"), activations: str = "same", select: str = "linear,conv") -> Recipe:
     """Cast weights and activations to blocks of 32 elements that share a power-of-two scale; no data are read.
 
     The block's scale is ``2^(floor(log2 max|x|) - emax)`` of the element format (OCP MX v1.0, section 6.3), the

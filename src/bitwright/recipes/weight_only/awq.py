@@ -23,7 +23,7 @@ from bitwright.stages.transforms.activation_aware import ActivationAwareScaling
         ),
     ),
 )
-def awq(weights: Format = parse("int4 g128 asym"), points: int = 20, select: str = "linear") -> Recipe:
+def awq(weights: Format = parse("int4 g128 asym"), points: int = 20, select: str = "linear,conv") -> Recipe:
     """Scale salient input channels up before the rounding by ``mean|x|^alpha``, folded into what writes them.
 
     Cost: per pair ``points`` runs of its block on a few batches.

@@ -33,7 +33,7 @@ def gptaq(
     order: Order = "activation",
     prefix: Prefix = "layer",
     alpha: float = 0.25,
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """GPTQ whose target is the output on the float model's inputs: each column also undoes its own input's error.
 

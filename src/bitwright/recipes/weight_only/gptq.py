@@ -31,7 +31,7 @@ def gptq(
     damping: float = 0.01,
     order: Order = "activation",
     prefix: Prefix = "layer",
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """Round columns in turn; push each column's rounding error onto the columns that are still free.
 

@@ -30,7 +30,7 @@ def hqq(
     beta: float = 10.0,
     kappa: float = 1.01,
     steps: int = 20,
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """Move each group's float zero point so that the p-norm of the error falls, p < 1: outliers may keep their error.
 

@@ -42,7 +42,7 @@ def lorc(
     rank: int = 8,
     storage: Literal["fp16", "int8"] = "fp16",
     base: Literal["rtn", "gptq"] = "rtn",
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """Round by ``base``, then add the leading ``rank`` directions of the error: ``Q + (U S^1/2)(S^1/2 V^T)``.
 

@@ -43,7 +43,7 @@ def quantease(
     damping: float = 0.0,
     outliers: float = 0.0,
     prefix: Prefix = "layer",
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """Visit the columns in turn and give each the level nearest to its best value while all others stay.
 

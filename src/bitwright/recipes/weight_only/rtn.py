@@ -19,6 +19,6 @@ from bitwright.stages.site import rule
         (Check("at_most", "kl", margin=0.002, at="int8 channel asym", text="8 bits are nearly lossless"),),
     ),
 )
-def rtn(weights: Format = parse("int4 g128 asym"), select: str = "linear") -> Recipe:
+def rtn(weights: Format = parse("int4 g128 asym"), select: str = "linear,conv") -> Recipe:
     """Round every weight to the nearest level of its group's min-max range; no data are read."""
     return Recipe(weights=(rule(select, Quantizer(weights, range=MinMax(), rounding=Nearest())),))

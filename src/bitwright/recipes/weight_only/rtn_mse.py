@@ -28,7 +28,7 @@ def rtn_mse(
     weights: Format = parse("int4 g128 asym"),
     importance: Importance = "none",
     prefix: Prefix = "float",
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """Clip each group where its squared rounding error is smallest, then round to nearest.
 

@@ -46,7 +46,7 @@ def squeezellm(
     magnitude: float = 0.004,
     sensitive: float = 0.0005,
     samples: int = 100,
-    select: str = "linear",
+    select: str = "linear,conv",
 ) -> Recipe:
     """A table of levels per output row by k-means, weighted with how much the loss feels each weight.
 
