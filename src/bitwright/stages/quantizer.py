@@ -40,7 +40,7 @@ class WeightContext:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Parameters of the groups ``g[rows, groups, n]``: ``scale`` and ``zero`` are ``[rows, groups]``, not yet stored."""
+    """Parameters of groups ``g[rows, groups, n]``: ``scale`` and ``zero``, ``[rows, groups]``, not yet stored."""
 
     scale: Tensor
     zero: Tensor | None
@@ -59,6 +59,14 @@ class RangeEstimator(Protocol):
 
     def fit(self, g: Tensor, format: Format, mask: Tensor | None, importance: Tensor | None) -> Fitted:
         """Fit ``g[rows, groups, n]``; ``mask`` is true where a value is real, ``importance`` broadcasts to ``g``."""
+
+
+@runtime_checkable
+class FormatChooser(Protocol):
+    """A range estimator that also chooses the format (LLM-FP4's exponent/mantissa split)."""
+
+    def choose(self, w: Tensor, format: Format, importance: Tensor | None) -> Format:
+        """Return the format for ``w[out, in]``, of the same bits as ``format``."""
 
 
 @runtime_checkable
@@ -82,7 +90,10 @@ class CodebookLearner(Protocol):
         """Statistics of the site's input or weight."""
 
     def fit(self, w: Tensor, format: Format, keep: Tensor | None, context: WeightContext) -> Tensor:
-        """Return the tables, ``[rows, levels]`` sorted; ``keep[out, in]`` is false where a weight is coded elsewhere."""
+        """Return tables ``[rows, groups, levels]``, ascending.
+
+        ``keep[out, in]`` is false where a weight is coded by another term.
+        """
 
 
 @runtime_checkable

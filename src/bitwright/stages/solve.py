@@ -11,7 +11,7 @@ from bitwright.errors import InputError
 from bitwright.formats import CodebookGrid, Codes, LowRank, QuantizedTensor, Sparse
 from bitwright.formats.tensor import Term
 from bitwright.stages.bound import BoundQuantizer
-from bitwright.stages.quantizer import Quantizer, Residual, WeightContext
+from bitwright.stages.quantizer import FormatChooser, Quantizer, Residual, WeightContext
 from bitwright.stages.ranges.minmax import MinMax
 from bitwright.stages.residuals.sparse import Refitted
 from bitwright.stages.rounding.nearest import Nearest
@@ -84,7 +84,11 @@ def _round(w: Tensor, removed: Removed, quantizer: Quantizer, context: WeightCon
             keep[term.rows.long(), term.cols.long()] = False
     estimator = quantizer.range or MinMax()
     codebook = quantizer.codebook.fit(rest, quantizer.format, keep, context) if quantizer.codebook else None
-    bound = BoundQuantizer(quantizer.format, estimator, rest, estimator.importance(context), codebook, keep)
+    importance = estimator.importance(context)
+    format = quantizer.format
+    if isinstance(estimator, FormatChooser):
+        format = estimator.choose(rest, format, importance)
+    bound = BoundQuantizer(format, estimator, rest, importance, codebook, keep)
     value = (quantizer.rounding or Nearest()).solve(rest, bound, context)
     return bound.finish(), value
 

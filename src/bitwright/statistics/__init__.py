@@ -2,6 +2,7 @@
 
 from bitwright.statistics.base import Collector, Prefix, Statistic, View
 from bitwright.statistics.channel import AbsMax, ChannelMeans, Range
+from bitwright.statistics.fisher import Fisher
 from bitwright.statistics.hessian import CrossHessian, Hessian
 from bitwright.statistics.histogram import Histogram
 from bitwright.statistics.sample import InputSample
@@ -11,6 +12,7 @@ __all__ = [
     "ChannelMeans",
     "Collector",
     "CrossHessian",
+    "Fisher",
     "Hessian",
     "Histogram",
     "InputSample",
