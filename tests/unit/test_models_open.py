@@ -175,3 +175,33 @@ def test_a_real_model_streams(assets: Path) -> None:
     ids = loaded.tokenizer()("Once upon a time", return_tensors="pt")["input_ids"]
     with torch.no_grad(), materialised(streamed):
         assert torch.equal(streamed.module(ids).logits, loaded.module(ids).logits)
+
+
+def test_only_the_rows_that_are_looked_up_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _saved("llama", tmp_path)
+    model = open_model(tmp_path, stream=True)
+    read: list[str] = []
+    plain = Model.read_parameter
+    monkeypatch.setattr(Model, "read_parameter", lambda self, name: read.append(name) or plain(self, name))
+    assert torch.equal(_logits(model), _logits(Model(module)))
+    assert "model.norm.weight" in read
+    assert "model.embed_tokens.weight" not in read
+
+
+def test_units_may_be_loaded_and_freed_while_the_rest_is_read_as_used(tmp_path: Path) -> None:
+    module = _saved("llama", tmp_path)
+    model = open_model(tmp_path, stream=True)
+    with torch.no_grad(), materialised(model):
+        with model.unit("model.layers.0"):
+            first = model.module(torch.tensor([[5, 6]])).logits
+        again = model.module(torch.tensor([[5, 6]])).logits
+    assert torch.equal(first, again)
+    assert torch.equal(first, module(torch.tensor([[5, 6]])).logits)
+
+
+def test_quantized_weights_are_not_streamed(tmp_path: Path) -> None:
+    _saved("llama", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"already quantized \(gptq\)"):
+        open_model(tmp_path, stream=True)

@@ -86,6 +86,14 @@ class Model:
         current = self.module.get_parameter(owner)
         return self._read(owner, {}) if current.is_meta else current
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor | None:
+        """Some rows of an empty table in the compute dtype, [*rows.shape, ...]; None where they are not stored so."""
+        key = self.checkpoint_key(name)
+        if key is None or self.checkpoint is None:
+            return None
+        stored = self.checkpoint.load(key)
+        return stored[rows].to(self.dtype) if stored.is_floating_point() else None
+
     @contextmanager
     def unit(self, path: str) -> Iterator[nn.Module]:
         """The submodule ``path``, loaded while the context lasts."""
@@ -160,7 +168,7 @@ def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float3
     if isinstance(source, nn.Module):
         return Model(source.eval(), dtype=dtype)
     checkpoint = Checkpoint.open(source)
-    _check_config(checkpoint)
+    _check_config(checkpoint, stream)
     kind, config = _model_class(checkpoint)
     module = _skeleton(kind, config, dtype, checkpoint)
     names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
@@ -179,11 +187,17 @@ def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float3
     return model
 
 
-def _check_config(checkpoint: Checkpoint) -> None:
-    """Refuse sizes that no stored tensor can back, before a skeleton of them is built."""
+def _check_config(checkpoint: Checkpoint, stream: bool) -> None:
+    """Refuse sizes that no stored tensor can back, before a skeleton of them is built; also quantized weights."""
     if not checkpoint.config:
         raise InputError(
             f"{checkpoint.path}: has no config.json, so the network is unknown; build the nn.Module and give that"
+        )
+    quantized = checkpoint.config.get("quantization_config")
+    if stream and isinstance(quantized, dict):
+        raise InputError(
+            f"{checkpoint.path}: is already quantized ({quantized.get('quant_method', 'unknown method')}); give the "
+            "float model that it was made from"
         )
     largest = max((max(info.shape, default=0) for info in checkpoint.tensors.values()), default=0)
     limit = max(len(checkpoint.tensors), largest, 2**24)
@@ -247,12 +261,27 @@ def _skeleton(kind: Any, config: Any, dtype: torch.dtype, checkpoint: Checkpoint
 
 def _loaded(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     try:
-        module: nn.Module = kind.from_pretrained(
-            str(checkpoint.path), dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
-        )
+        with _no_progress_bar():
+            module: nn.Module = kind.from_pretrained(
+                str(checkpoint.path), dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
+            )
     except Exception as error:
         raise InputError(f"{checkpoint.path}: cannot be loaded ({_first_line(error)}); check the folder") from error
     return module.eval()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """The caller has its own; the library's setting is put back."""
+    from transformers.utils import logging as library
+
+    before = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            library.enable_progress_bar()
 
 
 def _untie_different(module: nn.Module, checkpoint: Checkpoint, names: NameMap) -> None:

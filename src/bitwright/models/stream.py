@@ -63,7 +63,8 @@ class BlockStream:
         Raises:
             InputError: when the model does not call its blocks in order on a batch.
         """
-        return [self._stubbed(batch) for batch in batches]
+        with torch.no_grad(), materialised(self.model):
+            return [self._stubbed(batch) for batch in batches]
 
     def run_block(self, index: int, calls: BatchCalls, hidden: torch.Tensor) -> torch.Tensor:
         """Call block ``index`` with its recorded arguments on ``hidden``; the new hidden state.
@@ -106,7 +107,7 @@ class BlockStream:
 
             return forward
 
-        with torch.no_grad(), materialised(self.model), _Patched(self, stub), contextlib.suppress(_Stop):
+        with _Patched(self, stub), contextlib.suppress(_Stop):
             call_module(self.model.module, batch)
         if list(found) != list(range(len(self.blocks))):
             raise InputError(f"the model called {len(found)} of its {len(self.blocks)} blocks; check the batch")
