@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.models import materialise
 from bitwright.models.calling import call_module, example_inputs
 from bitwright.models.checkpoint import Checkpoint
 from bitwright.models.materialise import materialised
@@ -205,3 +207,23 @@ def test_quantized_weights_are_not_streamed(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match=r"already quantized \(gptq\)"):
         open_model(tmp_path, stream=True)
+
+
+def test_few_parameters_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _saved("gpt2", tmp_path)
+    model = open_model(tmp_path, stream=True)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    plain = Model.read_parameter
+
+    def counted(self: Model, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = plain(self, name)
+        alive.add(tensor)
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(Model, "read_parameter", counted)
+    monkeypatch.setattr(materialise, "KEPT_BYTES", 0)
+    _logits(model)
+    assert 1 <= most <= 4  # weight and bias of the layer that runs, one kept, one being read
