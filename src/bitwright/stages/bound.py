@@ -26,7 +26,8 @@ class BoundQuantizer:
         format: the number format.
         estimator: chooses scale and zero point of a group.
         w: the weight ``[out, in]``, read for its shape and for the outer scale of two-level formats.
-        importance: weight of each column's squared error, ``[in]``, handed to the estimator.
+        importance: weight of each column's squared error, ``[in]``, handed to the estimator; ``None`` leaves it to the
+            solver.
         codebook: ascending tables ``[rows, groups, levels]`` for formats with a learned table (kept in fp16).
         keep: ``[out, in]``, false where a weight is coded by another term; such weights do not stretch a range.
 
@@ -88,53 +89,56 @@ class BoundQuantizer:
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
-    def open_all(self, w: Tensor) -> None:
-        """Fit every group to ``w[out, in]`` at once (a no-op where :attr:`refits` is false because that was done)."""
-        if self.format.scale.outer is None and not self.learned:
-            self._fit_everything(w)
+    def open_all(self, w: Tensor, importance: Tensor | None = None) -> None:
+        """Fit every group to ``w[out, in]`` at once (a no-op where scales share an outer scale: that was done).
 
-    def open(self, start: int, stop: int, w: Tensor) -> None:
+        ``importance[in]`` is what a squared error in each column costs the solver; it counts where the estimator has
+        no importance of its own.
+        """
+        if self.format.scale.outer is None and not self.learned:
+            self._fit_everything(w, importance)
+
+    def open(self, start: int, stop: int, w: Tensor, importance: Tensor | None = None) -> None:
         """Fit the groups of the span of columns ``start..stop`` to their current weights ``w[out, stop - start]``.
 
-        A no-op where :attr:`refits` is false.
+        ``importance[in]`` as in :meth:`open_all`. A no-op where :attr:`refits` is false.
         """
         if not self.refits:
             return
         if (start, stop) == (0, self.shape[1]):
-            self._fit_everything(w)
+            self._fit_everything(w, importance)
             return
-        scale, zero = self._fit(w, start, stop)
+        scale, zero = self._fit(w, start, stop, importance)
         self._place(self.scale, self.format.store_scale(scale).effective, start, stop)
         stored = self.format.store_zero(zero)
         if self.zero is not None and stored is not None:
             self._place(self.zero, stored.to(torch.float32), start, stop)
         self._expanded = None
 
-    def _fit_everything(self, w: Tensor) -> None:
-        scale, zero = self._fit(w, 0, self.shape[1])
+    def _fit_everything(self, w: Tensor, importance: Tensor | None = None) -> None:
+        scale, zero = self._fit(w, 0, self.shape[1], importance)
         self._stored = self.format.store_scale(scale)
         self.scale = self._stored.effective
         stored = self.format.store_zero(zero)
         self.zero = None if stored is None else stored.to(torch.float32)
         self._expanded = None
 
-    def _fit(self, w: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    def _fit(self, w: Tensor, start: int, stop: int, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
         layout = self.format.granularity.layout((w.shape[0], w.shape[1]))
         g = layout.split(w)
         mask = layout.mask(g)
         if self.keep is not None:
             kept = layout.split(self.keep[:, start:stop].to(torch.float32)) > 0
             mask = kept if mask is None else mask & kept
-        fitted = self.estimator.fit(g, self.format, mask, self._spread(layout, start, stop))
+        chosen = importance if self.importance is None else self.importance
+        spread = None if chosen is None else self._spread(layout, chosen[start:stop])
+        fitted = self.estimator.fit(g, self.format, mask, spread)
         return fitted.scale, fitted.zero
 
-    def _spread(self, layout: Layout, start: int, stop: int) -> Tensor | None:
-        """The importance of the columns in the shape of groups (one row stands for all where the groups allow it)."""
-        if self.importance is None:
-            return None
-        columns = self.importance[start:stop].unsqueeze(0)
+    def _spread(self, layout: Layout, columns: Tensor) -> Tensor:
+        """The importance of ``columns`` in the shape of groups (one row stands for all where the groups allow it)."""
         if isinstance(layout, AxisLayout) and not layout.transposed:
-            return AxisLayout((1, stop - start), layout.size).split(columns)
+            return AxisLayout((1, len(columns)), layout.size).split(columns.unsqueeze(0))
         return layout.split(columns.expand(self.shape[0], -1).contiguous())
 
     def _place(self, params: Tensor, part: Tensor, start: int, stop: int) -> None:

@@ -17,6 +17,9 @@ from bitwright.formats import CodebookGrid, IntGrid
 from bitwright.formats.format import AnyGrid
 from bitwright.formats.tables import middles_below
 
+# From here on a grid's own rounding, which has more to set up, is faster than a search per value.
+_LARGE = 1 << 15
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -26,7 +29,7 @@ class Affine:
     high: float
 
     def round_(self, x: Tensor, out: Tensor) -> None:
-        """Write the level nearest to ``x`` to ``out``, both ``[out]``, in units of the scale."""
+        """Write the level nearest to ``x`` to ``out`` (of the same shape), in units of the scale."""
         torch.round(x, out=out)
         out.clamp_(self.low, self.high)
 
@@ -35,12 +38,17 @@ class Affine:
 class Levels:
     """Ascending ``levels[n]``; ``borders[n-1]``: the largest fp32 number that still goes to the lower neighbour."""
 
+    grid: AnyGrid
     levels: Tensor
     borders: Tensor
 
     def round_(self, x: Tensor, out: Tensor) -> None:
-        """Write the level nearest to ``x`` to ``out``, both ``[out]``, in units of the scale."""
-        torch.index_select(self.levels, 0, torch.bucketize(x, self.borders, out_int32=True), out=out)
+        """Write the level nearest to ``x`` to ``out`` (contiguous, of the same shape), in units of the scale."""
+        if x.numel() >= _LARGE:
+            out.copy_(self.grid.round(x))
+            return
+        place = torch.bucketize(x, self.borders, out_int32=True)
+        torch.index_select(self.levels, 0, place.view(-1), out=out.view(-1))
 
 
 def lower(grid: AnyGrid) -> Affine | Levels:
@@ -58,7 +66,7 @@ def lower(grid: AnyGrid) -> Affine | Levels:
     borders = middles_below(levels)
     tie_goes_up = grid.round(borders) > levels[:-1]
     below = torch.nextafter(borders, torch.full_like(borders, -torch.inf))
-    return Levels(levels, torch.where(tie_goes_up, below, borders))
+    return Levels(grid, levels, torch.where(tie_goes_up, below, borders))
 
 
 class Tile(Protocol):

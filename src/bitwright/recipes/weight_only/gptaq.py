@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitwright.formats import Format, parse
 from bitwright.recipes.base import Check, Claim, Recipe, Variant, recipe
 from bitwright.stages.quantizer import Quantizer
-from bitwright.stages.ranges import MinMax
+from bitwright.stages.ranges import MinMax, Mse
 from bitwright.stages.rounding import Asymmetric
 from bitwright.stages.rounding.second_order import Order
 from bitwright.stages.site import rule
@@ -33,6 +33,7 @@ def gptaq(
     order: Order = "activation",
     prefix: Prefix = "layer",
     alpha: float = 0.25,
+    clip: bool = True,
     select: str = "linear,conv",
 ) -> Recipe:
     """GPTQ whose target is the output on the float model's inputs: each column also undoes its own input's error.
@@ -40,9 +41,9 @@ def gptaq(
     Minimises ``||Q X - W X_float||`` column by column: besides GPTQ's update, column k adds ``w_k P_k`` to the free
     columns, ``P = triu((X_float - X) X^T R^T, 1) R``, ``H^-1 = R^T R``. What differs from the paper: the LDL form (same
     result, one triangular solve instead of two products with an inverse); ``alpha=0.25`` is the published code's
-    strength, 1 the paper's formula.
+    strength, 1 the paper's formula; ranges are clipped as in ``gptq`` (``clip=False``: the full range).
 
     Cost: as ``gptq`` and ``out * in^2 / 2 + in^3 / 2`` multiply-adds more; both streams pass through the model.
     """
     rounding = Asymmetric(damping=damping, order=order, prefix=prefix, alpha=alpha)
-    return Recipe(weights=(rule(select, Quantizer(weights, range=MinMax(), rounding=rounding)),))
+    return Recipe(weights=(rule(select, Quantizer(weights, range=Mse() if clip else MinMax(), rounding=rounding)),))

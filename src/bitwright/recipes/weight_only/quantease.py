@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitwright.formats import Format, parse
 from bitwright.recipes.base import Check, Claim, Recipe, Variant, recipe
 from bitwright.stages.quantizer import Quantizer
-from bitwright.stages.ranges import MinMax
+from bitwright.stages.ranges import MinMax, Mse
 from bitwright.stages.residuals import ThresholdedOutliers
 from bitwright.stages.rounding import CoordinateDescent
 from bitwright.stages.rounding.coordinate_descent import Start
@@ -43,6 +43,7 @@ def quantease(
     damping: float = 0.0,
     outliers: float = 0.0,
     prefix: Prefix = "layer",
+    clip: bool = True,
     select: str = "linear,conv",
 ) -> Recipe:
     """Visit the columns in turn and give each the level nearest to its best value while all others stay.
@@ -50,11 +51,12 @@ def quantease(
     For column j that value is ``q_j + ((W - Q) S)_j / S_jj``, ``S = X X^T``; every ``relax``-th sweep leaves the
     columns unrounded. ``outliers`` is the share of entries kept in fp16 and learned by iterative hard thresholding.
     What differs from the paper: it starts from GPTQ's rounding (``start="weight"`` is the paper's), each row keeps the
-    best rounding it met, and thresholding alternates with whole descents instead of single sweeps.
+    best rounding it met, ranges are clipped as in ``gptq`` (``clip=False``: the full range), and thresholding
+    alternates with whole descents instead of single sweeps.
 
     Cost: ``sweeps * out * in^2`` multiply-adds; no factorisation but for the start.
     """
     rounding = CoordinateDescent(sweeps, relax, start, damping, prefix)
     residuals = (ThresholdedOutliers(outliers, prefix=prefix),) if outliers else ()
-    quantizer = Quantizer(weights, range=MinMax(), rounding=rounding, residuals=residuals)
+    quantizer = Quantizer(weights, range=Mse() if clip else MinMax(), rounding=rounding, residuals=residuals)
     return Recipe(weights=(rule(select, quantizer),))

@@ -26,7 +26,7 @@ from bitwright.statistics import Prefix
 )
 def rtn_mse(
     weights: Format = parse("int4 g128 asym"),
-    importance: Importance = "none",
+    importance: Importance = "solver",
     prefix: Prefix = "float",
     select: str = "linear,conv",
 ) -> Recipe:

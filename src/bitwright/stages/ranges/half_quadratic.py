@@ -75,11 +75,13 @@ class HalfQuadratic:
             rounded = format.round(g, scale, stored)
             error = g - rounded
             size = error.abs()
-            objective = weighted_sum(size.pow(self.norm), weight)
+            # |e|^(p-1) serves both the objective and the threshold; the floor keeps 0 * infinity out.
+            power = size.clamp(min=1e-20).pow_(self.norm - 1.0)
+            objective = weighted_sum(size * power, weight)
             better = objective < best_error
             best_error = torch.where(better, objective, best_error)
             best = torch.where(better, zero, best)
-            kept = error.sign() * (size - size.pow(self.norm - 1.0) / beta).clamp(min=0.0)
+            kept = error.sign() * size.sub_(power.div_(beta)).clamp_(min=0.0)
             # q - (w - e)/s with q = r/s + z.
             shift = (rounded - g + kept) / step
             zero = stored.float() + weighted_sum(shift, weight) / count

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bitwright.formats import Format, IntGrid
+from bitwright.stages.lowered import lower
 from bitwright.stages.quantizer import Fitted, WeightContext
 from bitwright.stages.ranges.chunks import Piece, pieces, weighted_sum
 from bitwright.stages.ranges.minmax import group_limits
 from bitwright.statistics import ChannelMeans, Hessian, Prefix, Statistic
 
-Importance = Literal["none", "mean square", "hessian"]
+Importance = Literal["solver", "mean square", "hessian"]
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,29 @@ class Mse:
         smallest: smallest share of the full range that is tried.
         steps: size of the grid.
         refinements: halvings of the step around the best grid point.
-        importance: what a column's squared error counts: ``none``: all alike; ``mean square`` of the column's input
-            (its share of the output's error if inputs were uncorrelated); ``hessian``: the same number, taken from the
-            Hessian where the rounding asks for it anyway.
+        importance_from: what a column's squared error counts: ``solver``: what the rounding rule says (all alike for
+            round-to-nearest; second-order rules know what is left of it after their corrections); ``mean square`` of
+            the column's input (its share of the output's error if inputs were uncorrelated); ``hessian``: the same
+            number, taken from the Hessian where the rounding asks for it anyway.
         prefix: stream of the importance.
     """
 
     smallest: float = 0.3
-    steps: int = 36
+    steps: int = 24
     refinements: int = 3
-    importance_from: Importance = "none"
+    importance_from: Importance = "solver"
     prefix: Prefix = "float"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
         """What the importance is made from."""
-        if self.importance_from == "none":
+        if self.importance_from == "solver":
             return ()
         return (Hessian(self.prefix) if self.importance_from == "hessian" else ChannelMeans(self.prefix),)
 
     def importance(self, context: WeightContext) -> Tensor | None:
         """Mean square of every input column, ``[in]``, or ``None``."""
-        if self.importance_from == "none":
+        if self.importance_from == "solver":
             return None
         if self.importance_from == "hessian":
             mean_square: Tensor = context.read(Hessian(self.prefix)).matrix.diagonal()
@@ -86,14 +88,21 @@ class _Search:
         self.piece = piece
         self.format = format
         self.outer = outer
+        self.form = lower(format.grid)
+        self.level = torch.empty(piece.g.shape)
         self.low, self.high = low.clone(), high.clone()
         self.best = self._error(low, high)
 
     def _error(self, low: Tensor, high: Tensor) -> Tensor:
         scale, zero = self.format.scale_from_range(low, high)
         stored = self.format.store_scale(scale, self.outer).effective
-        rounded = self.format.round(self.piece.g, stored, self.format.store_zero(zero))
-        return weighted_sum(rounded.sub_(self.piece.g).square_(), self.piece.weight)
+        scaled = self.piece.g / stored.unsqueeze(-1)
+        offset = self.format.store_zero(zero)
+        if offset is not None:
+            scaled.add_(offset.float().unsqueeze(-1))
+        # The error in steps of the grid: neither zero point nor scale has to be undone value by value.
+        self.form.round_(scaled, self.level)
+        return weighted_sum(scaled.sub_(self.level).square_(), self.piece.weight).mul_(stored.square())
 
     def _try(self, low: Tensor, high: Tensor) -> None:
         error = self._error(low, high)

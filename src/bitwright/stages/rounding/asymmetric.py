@@ -21,8 +21,8 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
-from bitwright.stages.rounding.second_order import Factor, Order, column_order, feedback_factor
-from bitwright.stages.rounding.sweep import sweep
+from bitwright.stages.rounding.second_order import Order, column_order, feedback_factor
+from bitwright.stages.rounding.sweep import Factor, sweep
 from bitwright.statistics import CrossHessian, Hessian, Prefix, Statistic
 
 
@@ -64,4 +64,4 @@ class Asymmetric:
         order = column_order(h, self.order)
         factor = feedback_factor(h[order][:, order], self.damping, context)
         carry = carry_factor(cross[order][:, order], factor) if bool(cross.any()) else None
-        return sweep(w, bound, order, factor.upper, carry, self.block)
+        return sweep(w, bound, order, factor, carry, self.block)

@@ -20,21 +20,13 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
-from bitwright.stages.rounding.sweep import sweep
+from bitwright.stages.rounding.sweep import Factor, sweep
 from bitwright.statistics import Hessian, Prefix, Statistic
 
 Order = Literal["natural", "activation"]
 
 # Damping is raised tenfold at most this often before a Hessian is given up.
 _ATTEMPTS = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Factor:
-    """``H + damping = (upper + I) diag(pivots) (upper + I)^T``; ``upper[in, in]`` is strictly upper triangular."""
-
-    upper: Tensor
-    pivots: Tensor
 
 
 def feedback_factor(h: Tensor, damping: float, context: WeightContext) -> Factor:
@@ -114,4 +106,4 @@ class SecondOrder:
         h = context.read(Hessian(self.prefix)).matrix
         order = column_order(h, self.order)
         factor = feedback_factor(h[order][:, order], self.damping, context)
-        return sweep(w, bound, order, factor.upper, block=self.block)
+        return sweep(w, bound, order, factor, block=self.block)

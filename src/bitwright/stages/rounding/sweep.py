@@ -9,6 +9,7 @@ product per run, and column by column only within a run.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,25 +20,39 @@ from bitwright.stages.bound import BoundQuantizer
 _RUN = 32
 
 
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """``H = (upper + I) diag(pivots) (upper + I)^T``; ``upper[in, in]`` is strictly upper triangular, ``pivots[in]``.
+
+    A pivot is what a squared rounding error of its column costs once the columns after it have made up for it.
+    """
+
+    upper: Tensor
+    pivots: Tensor
+
+
 def sweep(
-    w: Tensor, bound: BoundQuantizer, order: Tensor, upper: Tensor, carry: Tensor | None = None, block: int = 128
+    w: Tensor, bound: BoundQuantizer, order: Tensor, factor: Factor, carry: Tensor | None = None, block: int = 128
 ) -> Tensor:
     """Round the columns of ``w[out, in]`` in ``order`` and return the dequantized weight.
 
     Args:
         bound: the quantizer; groups are refitted as the sweep enters them if the order is natural and it can.
         order: int64 ``[in]``.
-        upper: strictly upper triangular ``U[in, in]`` in that order, feedback of rounding errors.
+        factor: feedback of rounding errors (its ``upper`` is U) and what is left of each column's error (its pivots;
+            ranges are fitted with them), in that order.
         carry: strictly upper triangular ``G[in, in]`` in that order, feedback of current columns.
         block: columns per lazy batch.
     """
     columns = w.shape[1]
     natural = bool(torch.equal(order, torch.arange(columns)))
-    state = _State(w, bound, order, upper, carry)
+    importance = torch.empty(columns)
+    importance[order] = factor.pivots
+    state = _State(w, bound, order, factor.upper, carry, importance)
     refit = natural and bound.refits
     spans = dict(bound.spans) if refit else {}
     if not refit:
-        bound.open_all(w)
+        bound.open_all(w, importance)
     for start in range(0, columns, block):
         state.round_block(start, min(start + block, columns), spans)
     value = state.target if natural else state.target[torch.argsort(order)]
@@ -47,8 +62,17 @@ def sweep(
 class _State:
     """Transposed buffers ``[in, out]`` of one sweep; a finished column of ``target`` holds its rounded values."""
 
-    def __init__(self, w: Tensor, bound: BoundQuantizer, order: Tensor, upper: Tensor, carry: Tensor | None) -> None:
+    def __init__(
+        self,
+        w: Tensor,
+        bound: BoundQuantizer,
+        order: Tensor,
+        upper: Tensor,
+        carry: Tensor | None,
+        importance: Tensor,
+    ) -> None:
         self.bound = bound
+        self.importance = importance
         self.order = order
         self.upper = upper
         self.carry = carry
@@ -94,7 +118,7 @@ class _State:
         change -= target
         system = self.upper[first:last, first:last].t()
         change = torch.linalg.solve_triangular(system, change, upper=False, unitriangular=True)
-        self.bound.open(first, last, change.add_(target).t())
+        self.bound.open(first, last, change.add_(target).t(), self.importance)
 
     def _round_run(self, x: Tensor, first: int, last: int) -> None:
         positions = self.order[first:last]
