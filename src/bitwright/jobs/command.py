@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import InputError
-from bitwright.jobs.output import prepare_folder
-from bitwright.jobs.request import NAME, Request, build_job
+from bitwright.jobs.output import REQUEST_NAME, working_folder
+from bitwright.jobs.request import Request, build_job
 from bitwright.jobs.run import Progress, no_progress
 from bitwright.jobs.verified import run_and_verify
-from bitwright.models.writer import write_text
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -39,9 +38,9 @@ def quantize_request(request: Request, progress: Progress = no_progress, check: 
     """
     if not request.out:
         raise InputError("an output folder is needed; give --out DIR")
+    if Path(request.out).exists():  # said before minutes of reading data; the run checks it again
+        raise InputError(f"{request.out} exists already; choose another --out or remove it")
     job = replace(build_job(request), verify=check)
-    work = prepare_folder(Path(request.out))
-    write_text(work / NAME, request.to_json() + "\n")
     result = run_and_verify(job, progress)
     return {
         "out": request.out,
@@ -62,9 +61,11 @@ def interrupted_request(folder: Path) -> Request:
     Raises:
         InputError: if the folder holds none, or the job was finished.
     """
-    work = folder if folder.name.endswith(".partial") else folder.with_name(folder.name + ".partial")
-    path = work / NAME
+    work = folder if folder.name.endswith(".partial") else working_folder(folder)
+    path = work / REQUEST_NAME
     if not path.is_file():
         finished = " (the job is finished)" if folder.is_dir() and not folder.name.endswith(".partial") else ""
         raise InputError(f"{work} holds no interrupted job{finished}; give the --out folder of one")
-    return Request.from_json(path.read_text(encoding="utf-8"))
+    request = Request.from_json(path.read_text(encoding="utf-8"))
+    # The folder may have been named from another place than the one where the job was started.
+    return replace(request, out=str(work.with_name(work.name.removesuffix(".partial"))))

@@ -23,15 +23,15 @@ from bitwright.errors import InputError
 from bitwright.events import Events
 from bitwright.jobs.choice import Choice, choose, derived_seed, stream_needs
 from bitwright.jobs.hidden import HiddenStates
+from bitwright.jobs.installing import forget_float, install_module, restore_float
 from bitwright.jobs.result import ModuleResult, UnitResult
 from bitwright.jobs.runner import Batch, Runner, stop_after
-from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks
 from bitwright.jobs.stored import stored_dtype
+from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks
 from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
-from bitwright.jobs.installing import forget_float, install_module, restore_float
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.online import run_online
 from bitwright.stages.quantizer import Quantizer, WeightContext
@@ -107,7 +107,7 @@ class Engine:
         started = time.perf_counter()
         with self.loaded(unit):
             view = self._view(unit)
-            notes = self._transform(unit, view)
+            notes = self._transform(unit, view, self.events)
             result = UnitResult(unit.name, notes=[_note(n) for n in notes])
             after = self._float_outputs(unit)
             self._quantize(unit, view, result)
@@ -126,7 +126,7 @@ class Engine:
             view = self._view(unit)
             if self.twin is not None or not self.reads_quantized:
                 # The float stream runs in the transformed coordinates, so the transforms are made again (exactly).
-                self._transform(unit, view)
+                self._transform(unit, view, Events())  # its events are in the journal already
             after = self._float_outputs(unit)
             for name, value in result.changed.items():
                 parent, _, leaf = name.rpartition(".")
@@ -172,18 +172,18 @@ class Engine:
         except AttributeError:  # a bias that did not exist takes the dtype of its weight
             return self._stored_dtype(name.rpartition(".")[0] + ".weight")
 
-    def _transform(self, unit: Unit, view: UnitView) -> list[TransformReport]:
+    def _transform(self, unit: Unit, view: UnitView, events: Events) -> list[TransformReport]:
         reports: list[TransformReport] = []
         for transform in self.transforms_model:
             seed = derived_seed(self.seed, type(transform).__name__)
-            reports.append(transform.apply(view, {}, seed, self.events))
+            reports.append(transform.apply(view, {}, seed, events))
         self._sync_twin(unit, view)
         if self.transforms_block and not self.batches:
             raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
         for transform in self.transforms_block:
-            statistics = self._sweep(unit, {p: transform.needs for p in view.linears}, "float", on_work=True)
+            statistics = self._sweep(unit, dict.fromkeys(view.linears, transform.needs), "float", on_work=True)
             seed = derived_seed(self.seed, type(transform).__name__, unit.name)
-            reports.append(transform.apply(view, statistics, seed, self.events))
+            reports.append(transform.apply(view, statistics, seed, events))
         self._sync_twin(unit, view)
         return reports
 
@@ -365,6 +365,7 @@ class Engine:
 
     def _advance(self, unit: Unit, after: HiddenStates | None) -> None:
         if after is not None:
+            self.float.clear()
             self.float = after
         if self.probe_runner is not None:
             with torch.no_grad():

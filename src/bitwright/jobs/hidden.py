@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from bitwright.errors import InputError
 
 
 class HiddenStates:
@@ -38,8 +41,22 @@ class HiddenStates:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = previous if isinstance(previous, Path) else self._folder / f"{id(self):x}-{index}.safetensors"
-        save_file({"x": x.contiguous()}, path)
+        # Beside and renamed: ``x`` may look into the very file that it replaces.
+        fresh = path.with_suffix(".new")
+        try:
+            save_file({"x": x.contiguous()}, fresh)
+        except SafetensorError as error:
+            raise InputError(f"{path}: {error}; free some space and run the same command again") from OSError()
+        fresh.replace(path)
         self._held[index] = path
+
+    def clear(self) -> None:
+        """Forget all states and remove their files."""
+        for index, item in enumerate(self._held):
+            if isinstance(item, Path):
+                item.unlink(missing_ok=True)
+            self._held[index] = None
+        self._bytes = 0
 
     def copy(self) -> HiddenStates:
         """The same states under an independent name (tensors are shared, files are read into memory or new files)."""

@@ -2,7 +2,7 @@
 
 ``OUT.partial/journal.jsonl`` begins with a header line that names everything the result depends on; each finished unit
 adds one line with the digests of its files. A line is synced before the next unit starts, so a torn last line only
-costs that unit.
+costs that unit. Keys keep their order, so that a resumed job lists its modules as an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Journal:
         partial = self.path.with_suffix(".new")
         with partial.open("w", encoding="utf-8") as file:
             for line in lines or [{"format_version": FORMAT_VERSION, "identity": self.identity}]:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
+                file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
@@ -74,7 +74,7 @@ class Journal:
         """Record a finished unit; returns once it is on disk."""
         line = {"unit": entry.unit, "file": entry.file, "sha256": entry.sha256, "facts": dict(entry.facts)}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
@@ -97,7 +97,7 @@ class Journal:
         lines = [{"format_version": FORMAT_VERSION, "identity": self.identity}]
         lines += [{"unit": e.unit, "file": e.file, "sha256": e.sha256, "facts": dict(e.facts)} for e in self.entries]
         partial = self.path.with_suffix(".new")
-        partial.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(partial, self.path)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitwright.data import ImageData, TokenData
 from bitwright.errors import InputError
+from bitwright.events import Event
 from bitwright.jobs.choice import Choice, choose, stream_needs
 from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
@@ -32,6 +33,8 @@ class Job:
         max_memory: cap of anonymous memory above the start, bytes; ``None`` for no cap.
         batch_size: sequences (images) per forward pass.
         verify: carry a probe through the job and compare it with the model that is read back from disk.
+        request: the request behind the job as JSON, kept in the working folder until the job is finished (for resume).
+        events: what happened while the data were read; they belong to the job's report.
     """
 
     model: str | Path | nn.Module
@@ -43,6 +46,8 @@ class Job:
     max_memory: int | None = None
     batch_size: int = 8
     verify: bool = True
+    request: str = ""
+    events: tuple[Event, ...] = ()
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,15 +14,26 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor, parse
+from bitwright.jobs.journal import NAME as JOURNAL_NAME
 from bitwright.jobs.journal import Entry, file_digest
 from bitwright.jobs.result import ModuleResult, UnitResult
 from bitwright.jobs.stored import stored_dtype
 from bitwright.jobs.units import Unit
 from bitwright.models import Checkpoint, Model, Structure
-from bitwright.models.writer import RawTensor, TensorLayout, layout_of, write_index, write_safetensors, write_text
+from bitwright.models.writer import (
+    RawTensor,
+    TensorLayout,
+    layout_of,
+    tensor_bytes,
+    write_index,
+    write_safetensors,
+    write_text,
+)
 from bitwright.stages.transforms import OnlineOperation
 
 MANIFEST_VERSION = 1
+REQUEST_NAME = "job.json"
+_WORKING_FILES = (JOURNAL_NAME, REQUEST_NAME)
 
 
 class Output:
@@ -78,9 +90,29 @@ class Output:
         tensors = dict(self._tensors(unit, result))
         path = self.folder / self.file_name(unit)
         write_safetensors(path, tensors, {"format": "pt"})
-        entry = Entry(unit.name, path.name, file_digest(path), result_facts(result))
+        facts = {**result_facts(result), "source": self.source_digest(unit)}
+        entry = Entry(unit.name, path.name, file_digest(path), facts)
         self._count(path.name, tensors)
         return entry
+
+    def source_digest(self, unit: Unit) -> str:
+        """sha256 of the source tensors that belong to a unit (headers alone do not tell two trainings apart)."""
+        digest = hashlib.sha256()
+        for key in self._layouts:
+            if self.assigned[key] == unit.index:
+                digest.update(f"{key}\0".encode())
+                checkpoint = self.model.checkpoint
+                digest.update(checkpoint.raw(key) if checkpoint is not None else tensor_bytes(self._state[key]))
+        return digest.hexdigest()
+
+    def unchanged(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The leading entries whose source tensors are still what they were made from."""
+        good = []
+        for unit, entry in zip(self.units, entries, strict=False):
+            if entry.facts.get("source") != self.source_digest(unit):
+                break
+            good.append(entry)
+        return good
 
     def _tensors(self, unit: Unit, result: UnitResult) -> Iterator[tuple[str, Tensor | RawTensor]]:
         coded: dict[str, Tensor] = {}
@@ -184,6 +216,11 @@ def result_from_facts(unit: str, facts: Mapping[str, Any], tensors: Mapping[str,
     return result
 
 
+def working_folder(out: Path) -> Path:
+    """Where a job works until one rename makes ``out``."""
+    return out.with_name(out.name + ".partial")
+
+
 def prepare_folder(out: Path) -> Path:
     """Create the working folder beside ``out``.
 
@@ -192,7 +229,7 @@ def prepare_folder(out: Path) -> Path:
     """
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out or remove it")
-    work = out.with_name(out.name + ".partial")
+    work = working_folder(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
         probe = work / ".write-test"
@@ -203,13 +240,12 @@ def prepare_folder(out: Path) -> Path:
     return work
 
 
-def publish(work: Path, out: Path, keep: Sequence[str]) -> None:
-    """One rename makes the result; working files that are not in ``keep`` are removed first."""
+def publish(work: Path, out: Path) -> None:
+    """One rename makes the result; working files are removed first."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name.endswith((".partial", ".new", ".lock")) or path.name == "journal.jsonl":
-            if path.name not in keep:
-                path.unlink()
+        elif path.name.endswith((".partial", ".new", ".lock")) or path.name in _WORKING_FILES:
+            path.unlink()
     os.replace(work, out)
 

@@ -18,7 +18,10 @@ FORMAT_VERSION = 1
 
 
 def report_values(result: JobResult) -> dict[str, Any]:
-    """Everything the report says, as JSON values: per tensor, per unit, events, what stayed float and why."""
+    """Everything the report says, as JSON values: per tensor, per unit, events, what stayed float and why.
+
+    Times are left out: the same job writes the same bytes, interrupted or not.
+    """
     tensors = [
         {
             "path": path,
@@ -44,7 +47,7 @@ def report_values(result: JobResult) -> dict[str, Any]:
         "tensors": tensors,
         "kept_float": kept,
         "not_offered": list(result.opened.structure.reasons),
-        "units": [{"name": u.name, "seconds": round(u.seconds, 3), "notes": u.notes} for u in result.units],
+        "units": [{"name": u.name, "notes": u.notes} for u in result.units],
         "events": [asdict(e) for e in result.events],
     }
 

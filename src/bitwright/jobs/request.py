@@ -22,7 +22,6 @@ from bitwright.recipes import Recipe, load_recipe, recipe_info
 from bitwright.recipes.registry import combine, with_weight_format
 from bitwright.zoo import lm_path, load_digits_model
 
-NAME = "job.json"
 EMBEDDED = ("zoo", "zoo:digits")
 
 
@@ -162,7 +161,8 @@ def build_job(request: Request, reads_data: bool | None = None) -> Job:
     recipe = build_recipe(request.recipe, request.settings, request.weights)
     source = model_source(request.model)
     wanted = recipe_reads_data(recipe) if reads_data is None else reads_data
-    data = calibration_data(request, recipe, Events(request.strict)) if wanted else None
+    events = Events(request.strict)
+    data = calibration_data(request, recipe, events) if wanted else None
     if data is None and isinstance(source, nn.Module):
         data = zoo_digits("train").first(8).for_module(source)
     return Job(
@@ -174,6 +174,8 @@ def build_job(request: Request, reads_data: bool | None = None) -> Job:
         strict=request.strict,
         max_memory=request.max_memory or None,
         batch_size=request.batch_size,
+        request=request.to_json(),
+        events=tuple(events.entries),
     )
 
 

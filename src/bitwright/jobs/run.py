@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import logging
 import platform
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,15 +20,16 @@ from filelock import FileLock, Timeout
 
 from bitwright import __version__
 from bitwright.data import ImageData, TokenData
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightError, InputError
 from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
-from bitwright.jobs.output import MANIFEST_VERSION, Output, prepare_folder, publish
+from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
+from bitwright.models.writer import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,32 +133,56 @@ def check_memory(job: Job, opened: Opened) -> None:
 
 def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
     assert job.out is not None
-    work = prepare_folder(job.out)
-    lock = FileLock(str(work) + ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another job is writing {work}; wait for it or choose another --out") from None
-    try:
-        result = _run_units(job, opened, work, progress)
-        publish(work, job.out, keep=())
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    with locked(job.out):
+        fresh = not working_folder(job.out).exists()
+        work = prepare_folder(job.out)
+        try:
+            result = _run_units(job, opened, work, progress)
+        except BitwrightError as error:
+            # A full disk can be mended and the job resumed; after wrong input nothing half-written may stay.
+            if fresh and not isinstance(error.__cause__, OSError):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        publish(work, job.out)
     return result
 
 
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other jobs out of the working folder of ``out``; the system frees the lock of a killed job.
+
+    Raises:
+        InputError: if another job holds it, or the place cannot be written.
+    """
+    lock = FileLock(f"{working_folder(out)}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another job is writing {out}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) -> JobResult:
-    events = Events(strict=job.strict)
+    events = Events(job.strict, list(job.events))
     engine = _engine(job, opened, events, work)
     total = len(engine.units)
     output = Output(work, opened.model, opened.structure, engine.units, opened.untied) if work is not None else None
     journal = Journal(work, identity(job, opened)) if work is not None else None
     finished = []
     if journal is not None:
+        assert output is not None
         journal.open()
-        finished = journal.verified()
+        finished = output.unchanged(journal.verified())
         journal.truncate(len(finished))
+        if job.request:
+            write_text(journal.path.with_name(REQUEST_NAME), job.request + "\n")
     if opened.untied:
         events.record("untied", ", ".join(opened.untied), "a transform changes one end only; the file grows by a copy")
     results: list[UnitResult] = []
