@@ -1,6 +1,6 @@
 """Two small trained networks that come with the package, and the data to measure them on.
 
-The language model is a Llama-type model of half a million parameters trained on Python source text; the image
+The language model is a Llama-type model of 0.43 million parameters trained on Python source text; the image
 classifier is a convolutional network on scikit-learn's bundled digits. Both are there so that tests, examples and
 comparisons run in seconds and without a network connection. Importing this module loads nothing.
 """
