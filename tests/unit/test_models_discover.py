@@ -304,3 +304,37 @@ def _sharing(structure: Structure) -> set[frozenset[str]]:
 def test_values_that_decide_the_flow_are_run_in_full() -> None:
     outline = discover(open_model(toy_model("mixtral")), proofs=False)
     assert outline.blocks == _found("mixtral").blocks
+
+
+class _Routed(nn.Module):
+    """Two experts of which the example reaches one, and a layer of its own class that nothing reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 6)])
+        self.odd = _Transposed()
+        self.table = nn.Embedding(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts[0](x)
+
+
+class _Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 5))
+        self.shift = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("...i,io->...o", x, self.kernel) + self.shift
+
+
+def test_weights_that_the_example_does_not_reach_are_found() -> None:
+    found = discover(open_model(_Routed()), torch.randn(2, 8))
+    sites = {site.path: site for site in found.sites}
+    assert sites["experts.0"].seen
+    assert not sites["experts.1"].seen
+    assert sites["experts.1"].shape == (6, 8)
+    assert sites["experts.1"].bias == "experts.1.bias"
+    assert (sites["odd"].parameter, sites["odd"].shape, sites["odd"].transposed) == ("kernel", (5, 8), True)
+    assert found.unaccounted == ("table.weight",)

@@ -6,6 +6,7 @@ import json
 import weakref
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
@@ -227,3 +228,28 @@ def test_few_parameters_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(materialise, "KEPT_BYTES", 0)
     _logits(model)
     assert 1 <= most <= 4  # weight and bias of the layer that runs, one kept, one being read
+
+
+def test_a_name_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "snapshot"
+    module = _saved("llama", folder)
+    asked: list[str] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert not any(pattern.endswith((".bin", ".py")) for pattern in allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert torch.equal(_logits(open_model("owner/model", stream=True)), _logits(Model(module)))
+    assert asked == ["owner/model"]
+
+
+@pytest.mark.parametrize("name", ["owner/model", "no such folder", "../up", "/none/at/all"])
+def test_a_model_that_is_nowhere_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(InputError, match=r"no such folder|cannot be fetched from the hub \(offline\)"):
+        open_model(name)

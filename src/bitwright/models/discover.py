@@ -79,7 +79,7 @@ def _outlined(model: Model, run: Run) -> Structure:
 def _accounted(model: Model, found: Structure) -> Structure:
     """Add the sites that the run did not reach, the ties, and what no site covers."""
     sites = list(found.sites)
-    sites += unseen_sites(model, {site.name for site in sites}, found.blocks)
+    sites += unseen_sites(model, sites, found.blocks)
     covered = {site.name for site in sites} | {site.tied_to for site in sites}
     return replace(
         found,

@@ -19,6 +19,7 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.models.checkpoint import Checkpoint
+from bitwright.models.hub import local_folder
 from bitwright.models.naming import NameMap, match_names, read_source
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,8 @@ def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float3
     """Open ``source`` in evaluation mode.
 
     Args:
-        source: a folder with config.json and safetensors, or a module (used as it is, in its own dtype).
+        source: a folder with config.json and safetensors, a name on the hub (``owner/model``, downloaded where it is
+            not in the local cache), or a module (used as it is, in its own dtype).
         dtype: compute dtype of the parameters.
         stream: build a skeleton without memory; fill it by :meth:`Model.load_unit`.
 
@@ -167,7 +169,7 @@ def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float3
     """
     if isinstance(source, nn.Module):
         return Model(source.eval(), dtype=dtype)
-    checkpoint = Checkpoint.open(source)
+    checkpoint = Checkpoint.open(local_folder(source))
     _check_config(checkpoint, stream)
     kind, config = _model_class(checkpoint)
     module = _skeleton(kind, config, dtype, checkpoint)

@@ -91,29 +91,40 @@ def mark_head(run: Run, uses: tuple[Use, ...], last: ModuleCall | None) -> tuple
     return tuple(replace(u, site=replace(u.site, role="head")) if u.site.name == name else u for u in uses)
 
 
-def unseen_sites(model: Model, known: set[str], blocks: tuple[str, ...]) -> list[WeightSite]:
-    """Linear weights that the run did not reach (experts without tokens), proved by probing their modules alone."""
+def unseen_sites(model: Model, known: list[WeightSite], blocks: tuple[str, ...]) -> list[WeightSite]:
+    """Linear weights that the run did not reach (experts without tokens).
+
+    A module counts where one of its own class was seen to be a linear layer in this very model, or where it computes
+    x·Wᵀ + b when it is probed alone.
+    """
+    names = {site.name for site in known} | {site.tied_to for site in known}
+    seen = {
+        (type(model.module.get_submodule(site.path)), site.parameter): site
+        for site in known
+        if site.kind == "linear" and site.whole
+    }
     result = []
     for path, module in model.module.named_modules():
         direct = dict(module.named_parameters(recurse=False))
         matrices = [name for name, p in direct.items() if p.dim() == 2]
-        if len(matrices) != 1 or next(module.children(), None) is not None:
+        name = f"{path}.{matrices[0]}" if path and matrices else "".join(matrices[:1])
+        if len(matrices) != 1 or name in names or next(module.children(), None) is not None:
             continue
-        name = f"{path}.{matrices[0]}" if path else matrices[0]
-        if name in known:
-            continue
-        with model.unit(path) as unit:
-            shape = _probe(unit, matrices[0])
-        if shape is not None:
-            block = block_of(path, blocks)
-            role = "outside" if block is None else "block"
-            transposed = shape != tuple(direct[matrices[0]].shape)
-            bias = next((f"{path}.{other}" for other, p in direct.items() if p.dim() == 1), None)
-            result.append(
-                WeightSite(
-                    path, matrices[0], "linear", role, block, shape, -1, transposed=transposed, bias=bias, seen=False
-                )
-            )
+        stored = direct[matrices[0]].shape
+        sibling = seen.get((type(module), matrices[0]))
+        if sibling is not None:
+            shape = (stored[1], stored[0]) if sibling.transposed else (stored[0], stored[1])
+        else:
+            with model.unit(path) as unit:
+                found = _probe(unit, matrices[0])
+            if found is None:
+                continue
+            shape = found
+        block = block_of(path, blocks)
+        role = "outside" if block is None else "block"
+        bias = next((f"{path}.{other}" for other, p in direct.items() if p.dim() == 1), None)
+        site = WeightSite(path, matrices[0], "linear", role, block, shape, -1, None, shape != tuple(stored), bias=bias)
+        result.append(replace(site, seen=False))
     return result
 
 
