@@ -51,6 +51,14 @@ class Learn(Protocol):
         """What is reconstructed at a time."""
 
     @property
+    def batch(self) -> int:
+        """Sequences or images per learning batch (0: the job's calibration batches)."""
+
+    @property
+    def tokens(self) -> int:
+        """Learn on the first positions of each sequence only, where the unit is causal (0: all)."""
+
+    @property
     def needs_importance(self) -> bool:
         """Whether gradients of the task loss at the unit's outputs are wanted."""
 

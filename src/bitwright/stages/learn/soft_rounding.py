@@ -12,6 +12,8 @@ from bitwright.formats import CodebookGrid, Codes, Format, QuantizedTensor
 
 # The rectified sigmoid is stretched to (GAMMA, ZETA), so that it reaches 0 and 1 exactly (AdaRound, eq. 23).
 ZETA, GAMMA = 1.1, -0.1
+# sigmoid(2.3979) (zeta - gamma) + gamma = 1: a little before it the gradient is still there to come back with.
+LIMIT = 2.39
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -73,6 +75,19 @@ class SoftWeight(nn.Module):
     def undecided(self, beta: float) -> Tensor:
         """``sum(1 - |2 h - 1|^beta)``, AdaRound's regulariser (eq. 24)."""
         return (1 - (2 * rectified_sigmoid(self.v) - 1).abs().pow(beta)).sum()
+
+    def rounding_variables(self) -> list[nn.Parameter]:
+        """What decides the codes."""
+        return [self.v]
+
+    def scale_variables(self) -> list[nn.Parameter]:
+        """What decides the scales."""
+        return [self.theta] if self.learns_scale else []
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep ``v`` where its gradient is not lost: the rectified sigmoid is flat beyond 0 and 1."""
+        self.v.clamp_(-LIMIT, LIMIT)
 
     @torch.no_grad()
     def harden(self) -> QuantizedTensor:
