@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -98,7 +99,7 @@ class Runner:
         return with_weight_format(recipe, parse(at)) if at else recipe
 
     def place(self, word: str) -> tuple[str, str]:
-        """A word of a check as (variant, format): a variant or recipe name, or a weight format of the claim's recipe."""
+        """A word of a check as (variant, format): a variant, a recipe, or a weight format of the claim's recipe."""
         if word == "":
             return self.info.name, ""
         if any(v.name == word for v in self.claim.variants):
@@ -135,7 +136,7 @@ class Runner:
         for word in names:
             name, at = self.place(word)
             values.append(self.value(name, at or shared, check.metric))
-        passed = all(a < b for a, b in zip(values, values[1:], strict=False))
+        passed = all(a < b for a, b in itertools.pairwise(values))
         return self._result(check, passed, values[0], values[-1])
 
     def _result(self, check: Check, passed: bool, own: float, base: float | None) -> CheckResult:

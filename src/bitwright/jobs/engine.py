@@ -156,7 +156,13 @@ class Engine:
             return [self.work_runner.run(unit, i, self._trial_stream()[i]) for i in range(count)]
 
         return UnitView(
-            self.model.module, unit, self.structure, self._stored_dtype, weights, inputs, trial if self.batches else None
+            self.model.module,
+            unit,
+            self.structure,
+            self._stored_dtype,
+            weights,
+            inputs,
+            trial if self.batches else None,
         )
 
     def _trial_stream(self) -> HiddenStates:

@@ -86,9 +86,7 @@ def evaluate(
     return result
 
 
-def _image_result(
-    model: RunnableModel, reference: RunnableModel | None, data: ImageData, task: str
-) -> dict[str, Any]:
+def _image_result(model: RunnableModel, reference: RunnableModel | None, data: ImageData, task: str) -> dict[str, Any]:
     if task not in ("", "accuracy"):
         raise InputError(f"the task {task!r} does not fit an image classifier; choose accuracy")
     expected = class_logits(reference.module, data) if reference is not None else None
@@ -144,7 +142,14 @@ def _float_row(model: RunnableModel, data: TokenData | ImageData) -> dict[str, A
     scores = _scores(model.module, model.cache_factory, data, None)
     scores |= {"kl": 0.0, "top1_agreement": 1.0}
     bits = 8.0 * next(p.element_size() for p in model.module.parameters())
-    return {"recipe": "float", "format": "", "bits_per_weight": bits, "bytes": model.stored_bytes, **scores, "seconds": 0.0}
+    return {
+        "recipe": "float",
+        "format": "",
+        "bits_per_weight": bits,
+        "bytes": model.stored_bytes,
+        **scores,
+        "seconds": 0.0,
+    }
 
 
 def _row(request: Request, name: str, text: str, data: TokenData | ImageData, reference: Any) -> dict[str, Any]:

@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from bitwright.errors import InputError
-
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { background: #4477aa; height: .6rem; display: inline-block; vertical-align: middle; }
-.note { opacity: .75; } .plot { background: #fff; border-radius: .4rem; padding: .5rem; } .wide { overflow-x: auto; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="note">{{ note }}</p>
-{% if facts %}<table>{% for key, value in facts %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>{% endfor %}</table>{% endif %}
-{% for figure in figures %}<h2>{{ figure.title }}</h2><div class="plot">{{ figure.svg | safe }}</div>{% endfor %}
-{% for table in tables %}<h2>{{ table.title }}</h2><div class="wide"><table>
-<tr>{% for column in table.columns %}<th{% if loop.index0 in table.numeric %} class="n"{% endif %}>{{ column }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td{% if loop.index0 in table.numeric %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% if not table.rows %}<p class="note">none</p>{% endif %}{% endfor %}
-</body></html>
-"""
-
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
     """A table for :func:`page`; floats get four digits, columns of numbers are aligned right."""
@@ -55,7 +32,8 @@ def page(
         from jinja2 import Environment
     except ImportError as error:
         raise InputError("pages need jinja2 and matplotlib; pip install 'bitwright[report]'") from error
-    template = Environment(autoescape=True).from_string(_TEMPLATE)
+    text = resources.files("bitwright.jobs").joinpath("page.html").read_text(encoding="utf-8")
+    template = Environment(autoescape=True).from_string(text)
     return template.render(title=title, note=note, facts=facts, figures=figures, tables=tables)
 
 
@@ -105,7 +83,13 @@ def bars(labels: Sequence[str], values: Sequence[float], name: str) -> str:
         axes.bar(range(len(values)), values, width=0.8, color="#4477aa")
         axes.set_ylabel(name)
         step = max(1, len(labels) // 24)
-        axes.set_xticks(range(0, len(labels), step), [_short(label) for label in labels[::step]], rotation=60, ha="right", fontsize=7)
+        axes.set_xticks(
+            range(0, len(labels), step),
+            [_short(label) for label in labels[::step]],
+            rotation=60,
+            ha="right",
+            fontsize=7,
+        )
 
     return _figure(draw)
 
@@ -119,7 +103,21 @@ def comparison_page(result: Mapping[str, Any]) -> str:
     """The page of ``bitwright compare``: table and Pareto plot."""
     rows = list(result["rows"])
     quality = "kl"
-    columns = [c for c in ("recipe", "format", "bits_per_weight", "bytes", "perplexity", "accuracy", "kl", "top1_agreement", "seconds") if c in rows[0]]
+    columns = [
+        c
+        for c in (
+            "recipe",
+            "format",
+            "bits_per_weight",
+            "bytes",
+            "perplexity",
+            "accuracy",
+            "kl",
+            "top1_agreement",
+            "seconds",
+        )
+        if c in rows[0]
+    ]
     figures = [{"title": "KL to the float model against bits", "svg": pareto_plot(rows, quality)}]
     body = [table("Recipes", columns, [[row[c] for c in columns] for row in rows])]
     return page(f"Bitwright: {result['model']}", str(result["protocol"]), figures=figures, tables=body)
@@ -132,16 +130,30 @@ def job_page(report: Mapping[str, Any]) -> str:
     figures = []
     if tensors:
         figures = [
-            {"title": "Relative error per layer", "svg": bars(labels, [t["relative_error"] for t in tensors], "|W - Q| / |W|")},
-            {"title": "Bits per weight per layer", "svg": bars(labels, [t["bits_per_weight"] for t in tensors], "bits")},
+            {
+                "title": "Relative error per layer",
+                "svg": bars(labels, [t["relative_error"] for t in tensors], "|W - Q| / |W|"),
+            },
+            {
+                "title": "Bits per weight per layer",
+                "svg": bars(labels, [t["bits_per_weight"] for t in tensors], "bits"),
+            },
         ]
     facts = [
         ("recipe", report["recipe"]), ("bits per quantized weight", f"{report['bits_per_weight']:.4f}"),
-        ("quantized tensors", len(tensors)), ("kept float", len(report["kept_float"])), ("events", len(report["events"])),
+        ("quantized tensors", len(tensors)), ("kept float", len(report["kept_float"])),
+        ("events", len(report["events"])),
     ]  # fmt: skip
+    coded = [[t["path"], t["format"], t["bits_per_weight"], t["relative_error"]] for t in tensors]
     tables = [
         table("Events", ["kind", "where", "what"], [[e["kind"], e["where"], e["message"]] for e in report["events"]]),
-        table("Tensors", ["path", "format", "bits", "relative error"], [[t["path"], t["format"], t["bits_per_weight"], t["relative_error"]] for t in tensors]),
+        table("Tensors", ["path", "format", "bits", "relative error"], coded),
         table("Kept float", ["path", "why"], [[k["path"], k["reason"]] for k in report["kept_float"]]),
     ]  # fmt: skip
-    return page(f"Bitwright report: {report['recipe']}", "Errors are of weights, relative to their norm.", facts, figures, tables)
+    return page(
+        f"Bitwright report: {report['recipe']}",
+        "Errors are of weights, relative to their norm.",
+        facts,
+        figures,
+        tables,
+    )

@@ -94,7 +94,7 @@ def _row(opened: Opened, path: str) -> PlanRow:
 
 
 def quantizer_bits(quantizer: Quantizer, shape: tuple[int, int]) -> int:
-    """Stored bits of a weight under a quantizer, residual terms included (exact; sparse counts are the planned ones)."""
+    """Stored bits of a weight under a quantizer, with its residual terms (sparse ones as planned)."""
     bits = quantizer.format.storage_bits(shape)
     for residual in quantizer.residuals:
         estimate = getattr(residual, "storage_bits", None)

@@ -96,7 +96,9 @@ def build_recipe(name: str, settings: Sequence[tuple[str, str]] = (), weights: s
     taken = {k: v for k, v in settings if k not in info.parameters}
     for key in taken:
         if key not in slots:
-            raise InputError(f"recipe {name!r} has no parameter or slot {key!r}; {nearest_key(key, {*info.parameters, *slots})}")
+            raise InputError(
+                f"recipe {name!r} has no parameter or slot {key!r}; {nearest_key(key, {*info.parameters, *slots})}"
+            )
     if weights and "weights" in info.parameters:
         arguments["weights"] = weights
         weights = ""
@@ -111,7 +113,9 @@ def model_source(name: str) -> str | Path | nn.Module:
     if name == "zoo:digits":
         return load_digits_model()
     if not Path(name).exists():
-        raise InputError(f"{name}: no such folder; give a folder with config.json and safetensors, or one of {EMBEDDED}")
+        raise InputError(
+            f"{name}: no such folder; give a folder with config.json and safetensors, or one of {EMBEDDED}"
+        )
     return Path(name)
 
 
@@ -197,4 +201,3 @@ def default_out(request: Request) -> Path:
     parts = [stem, request.recipe, *(f"{k}-{v}" for k, v in request.settings), request.weights]
     name = "-".join(p for p in parts if p)
     return Path("".join(c if c.isalnum() or c in "-_." else "-" for c in name))
-

@@ -70,7 +70,9 @@ def convolution(module: nn.Module) -> Convolution | None:
 
 
 @contextmanager
-def input_hooks(root: nn.Module, paths: Iterable[str], seen: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+def input_hooks(
+    root: nn.Module, paths: Iterable[str], seen: Callable[[str, nn.Module, Tensor], None]
+) -> Iterator[None]:
     """Call ``seen(path, module, x)`` at every call of the modules while the context lasts."""
     with ExitStack() as stack:
         for path in paths:

@@ -94,9 +94,15 @@ class UnitView:
         offsets = {n.path: n.offset for n in structure.norms}
         self.pairs = tuple(
             PairView(
-                p.kind, p.source, tuple(p.sinks), p.repeat, p.head_dim, p.rows, tuple(p.through),
+                p.kind,
+                p.source,
+                tuple(p.sinks),
+                p.repeat,
+                p.head_dim,
+                p.rows,
+                tuple(p.through),
                 offsets.get(p.source, 0.0),
-            )  # fmt: skip
+            )
             for p in structure.pairs
             if self._inside(p.source) and all(self._inside(s) for s in p.sinks)
         )

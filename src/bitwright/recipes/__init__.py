@@ -4,7 +4,7 @@ A recipe file lies at ``recipes/<family>/<name with underscores>.py`` and define
 :func:`bitwright.recipes.base.recipe`. Nothing else has to be edited to add one.
 """
 
-from bitwright.recipes.base import Claim, Check, Data, Recipe, RecipeInfo, recipe
+from bitwright.recipes.base import Check, Claim, Data, Recipe, RecipeInfo, recipe
 from bitwright.recipes.registry import all_recipes, load_recipe, recipe_info
 
 __all__ = [

@@ -102,7 +102,7 @@ class RecipeInfo:
     @property
     def summary(self) -> str:
         """First paragraph of the docstring."""
-        return inspect.getdoc(self.build) and (inspect.getdoc(self.build) or "").split("\n\n")[0] or ""
+        return (inspect.getdoc(self.build) and (inspect.getdoc(self.build) or "").split("\n\n")[0]) or ""
 
     @property
     def parameters(self) -> dict[str, object]:

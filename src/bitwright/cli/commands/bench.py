@@ -26,4 +26,6 @@ def command(
         use_threads(threads)
         result = bench(open_runnable(model, cache_weights=False).module, prompt, tokens, repeats)
         out.result(result)
-        out.table(["", ""], [(k, v) for k, v in result.items() if k != "protocol"], title=model, note=str(result["protocol"]))
+        out.table(
+            ["", ""], [(k, v) for k, v in result.items() if k != "protocol"], title=model, note=str(result["protocol"])
+        )

@@ -77,5 +77,13 @@ def show(
         rows = []
         for claim in claims.values():
             for check in claim["checks"]:
-                rows.append((claim["name"], check["text"], check["measured"], check["baseline"], "pass" if check["passed"] else "FAIL"))
+                rows.append(
+                    (
+                        claim["name"],
+                        check["text"],
+                        check["measured"],
+                        check["baseline"],
+                        "pass" if check["passed"] else "FAIL",
+                    )
+                )
         out.table(["recipe", "check", "measured", "baseline", "verdict"], rows)

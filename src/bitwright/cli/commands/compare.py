@@ -37,7 +37,9 @@ def command(
         check_formats(names, formats)
         request = Request(model, data=data, sequences=sequences, length=length, seed=seed)
         with job_progress() as progress:
-            result = compare(request, names, formats, on, count or None, lambda text, share: progress(text, 0, 1, share))
+            result = compare(
+                request, names, formats, on, count or None, lambda text, share: progress(text, 0, 1, share)
+            )
         out.result(result)
         quality = "accuracy" if "accuracy" in result["rows"][0] else "perplexity"
         columns = ["recipe", "format", "bits_per_weight", quality, "kl", "top1_agreement", "seconds"]

@@ -26,6 +26,20 @@ def command(
         with job_progress() as progress:
             result = run_demo(out, seed, lambda text, share: progress(text, 0, 1, share))
         output.result(result)
-        columns = ["recipe", "format", "bits_per_weight", "bytes", "perplexity", "kl", "top1_agreement", "tokens_per_second"]
-        output.table(columns, [[row[c] for c in columns] for row in result["rows"]], title="the embedded model", note=str(result["protocol"]))
+        columns = [
+            "recipe",
+            "format",
+            "bits_per_weight",
+            "bytes",
+            "perplexity",
+            "kl",
+            "top1_agreement",
+            "tokens_per_second",
+        ]
+        output.table(
+            columns,
+            [[row[c] for c in columns] for row in result["rows"]],
+            title="the embedded model",
+            note=str(result["protocol"]),
+        )
         output.show(f"page: {result['page']}")

@@ -26,5 +26,9 @@ def command(
         use_threads(threads)
         result = evaluate(model, against, task, data, count or None)
         out.result(result)
-        rows = [(key, result[key]) for key in ("metric", "value", "kl", "top1_agreement", "bits_per_weight", "bytes") if key in result]
+        rows = [
+            (key, result[key])
+            for key in ("metric", "value", "kl", "top1_agreement", "bits_per_weight", "bytes")
+            if key in result
+        ]
         out.table(["", ""], rows, title=model, note=str(result["protocol"]))

@@ -12,7 +12,9 @@ from bitwright.cli.output import Output
 
 def command(
     model: Annotated[str, typer.Argument(help="Folder of a float or quantized model, or an embedded one.")],
-    structure: Annotated[bool, typer.Option("--structure", help="Blocks, pairs and residual stream of a float model.")] = False,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Blocks, pairs and residual stream of a float model.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show the tensors of a checkpoint, the kernels that serve them, or the structure of a model."""
@@ -23,8 +25,14 @@ def command(
             found = inspect_structure(model)
             out.result(found)
             out.show(f"{len(found['blocks'])} blocks: {', '.join(found['blocks'][:4])} ...")
-            out.table(["weight", "kind", "role", "shape", "reads"], [(s["path"], s["kind"], s["role"], s["shape"], s["shared_input"]) for s in found["sites"]])
-            out.table(["pair", "source", "sinks", "error"], [(p["kind"], p["source"], ", ".join(p["sinks"]), p["error"]) for p in found["pairs"]])
+            out.table(
+                ["weight", "kind", "role", "shape", "reads"],
+                [(s["path"], s["kind"], s["role"], s["shape"], s["shared_input"]) for s in found["sites"]],
+            )
+            out.table(
+                ["pair", "source", "sinks", "error"],
+                [(p["kind"], p["source"], ", ".join(p["sinks"]), p["error"]) for p in found["pairs"]],
+            )
             for reason in found["reasons"]:
                 out.show(f"not offered: {reason}")
             return

@@ -30,7 +30,10 @@ def command(
         pairs = parse_settings(settings or [])
         planned = plan(build_job(Request(model, recipe, pairs, weights, data, sequences, seed=seed)))
         out.result(planned.as_json())
-        rows = [(r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason) for r in planned.rows]
+        rows = [
+            (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason)
+            for r in planned.rows
+        ]
         out.table(["tensor", "role", "shape", "weight", "input", "bits", "why float"], rows, title=planned.recipe)
         for sweep in planned.sweeps:
             out.show(f"- {sweep}")

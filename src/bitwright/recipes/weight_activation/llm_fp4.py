@@ -41,7 +41,7 @@ def llm_fp4(
     shift: bool = True,
     search: bool = True,
 ) -> Recipe:
-    """Search the exponent/mantissa split and the clip of weights and activations; shift quiet channels by powers of two.
+    """Search split and clip of FP4 weights and activations; shift quiet channels by powers of two.
 
     Weights get a split per tensor and a clip per output row, activations one split and one clip per tensor (static);
     the per-channel integer exponents of activations are folded into the layers around them. ``search=False`` is
