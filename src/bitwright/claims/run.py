@@ -14,10 +14,8 @@ from typing import Any
 from bitwright.claims.assets import load_asset
 from bitwright.claims.measure import Bench, Measured, replaced_data
 from bitwright.errors import InputError
-from bitwright.formats import parse
 from bitwright.jobs.request import build_recipe
 from bitwright.recipes import Check, Claim, Recipe, RecipeInfo, recipe_info
-from bitwright.recipes.registry import with_weight_format
 
 FORMAT_VERSION = 1
 QUICK_SEQUENCES = 16
@@ -91,12 +89,10 @@ class Runner:
     def recipe(self, name: str, at: str) -> Recipe:
         """The recipe of a variant: the claim's own, a named variant, or another recipe of that name."""
         variant = next((v for v in self.claim.variants if v.name == name), None)
-        if variant is not None:
-            settings = tuple((k, v if isinstance(v, str) else repr(v)) for k, v in variant.arguments)
-            recipe = build_recipe(variant.recipe, settings)
-        else:
-            recipe = build_recipe(name)
-        return with_weight_format(recipe, parse(at)) if at else recipe
+        if variant is None:
+            return build_recipe(name, (), at)
+        settings = tuple((k, v if isinstance(v, str) else repr(v)) for k, v in variant.arguments)
+        return build_recipe(variant.recipe, settings, at)
 
     def place(self, word: str) -> tuple[str, str]:
         """A word of a check as (variant, format): a variant, a recipe, or a weight format of the claim's recipe."""

@@ -13,16 +13,15 @@ from bitwright.stages.site import rule
     family="kv-cache",
     paper="Liu et al. 2024, KIVI, arXiv:2402.02750 (per-channel keys, per-token values)",
     claim=Claim(
-        "lm-stories260k",
+        "zoo",  # heads of 32 channels: groups of 32 along either axis then cost the same bits
         (
             Check("better_than", "kl", baseline="keys-per-token", text="keys per channel beat keys per token"),
             Check("at_most", "perplexity_ratio", margin=1.01, at="8-bit", text="8 bits are nearly lossless"),
         ),
         variants=(
-            Variant("keys-per-token", "kv-int", (("keys", "int2 token asym"), ("values", "int2 token asym"))),
-            Variant("8-bit", "kv-int", (("keys", "int8 g32 axis=0 asym"), ("values", "int8 token asym"))),
+            Variant("keys-per-token", "kv-int", (("keys", "int2 g32 asym"),)),
+            Variant("8-bit", "kv-int", (("keys", "int8 g32 axis=0 asym"), ("values", "int8 g32 asym"))),
         ),
-        prepare="plant key outliers",
     ),
 )
 def kv_int(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitwright.formats import Format, parse
-from bitwright.recipes.base import Check, Claim, Recipe, recipe
+from bitwright.recipes.base import Check, Claim, Recipe, Variant, recipe
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.site import rule
 from bitwright.stages.transforms.smoothing import Smoothing
@@ -16,6 +16,9 @@ from bitwright.stages.transforms.smoothing import Smoothing
     claim=Claim(
         "lm-stories260k",
         (Check("better_than", "kl", baseline="w8a8", text="smoothing helps W8A8 where channels have outliers"),),
+        variants=(
+            Variant("w8a8", "rtn", (("weights", "int8 channel sym"), ("activations", "int8 token sym dynamic"))),
+        ),
         prepare="plant outliers",
     ),
 )

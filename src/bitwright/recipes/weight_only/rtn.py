@@ -19,6 +19,11 @@ from bitwright.stages.site import rule
         (Check("at_most", "kl", margin=0.002, at="int8 channel asym", text="8 bits are nearly lossless"),),
     ),
 )
-def rtn(weights: Format = parse("int4 g128 asym"), select: str = "linear,conv") -> Recipe:
-    """Round every weight to the nearest level of its group's min-max range; no data are read."""
-    return Recipe(weights=(rule(select, Quantizer(weights, range=MinMax(), rounding=Nearest())),))
+def rtn(weights: Format = parse("int4 g128 asym"), activations: str = "", select: str = "linear,conv") -> Recipe:
+    """Round every weight to the nearest level of its group's min-max range; no data are read.
+
+    ``activations`` (a dynamic format, e.g. ``int8 token dynamic``) codes the layers' inputs too: the baseline of the
+    weight-activation recipes.
+    """
+    inputs = (rule(select, Quantizer(parse(activations))),) if activations else ()
+    return Recipe(weights=(rule(select, Quantizer(weights, range=MinMax(), rounding=Nearest())),), activations=inputs)
