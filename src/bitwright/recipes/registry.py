@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from bitwright.errors import InputError, nearest_key
 from bitwright.formats import Format, parse
@@ -50,10 +51,14 @@ def load_recipe(name: str, arguments: Mapping[str, object] | None = None) -> Rec
     """
     info = recipe_info(name)
     values = {}
+    types = get_type_hints(info.build)
     for key, value in (arguments or {}).items():
         if key not in info.parameters:
             raise InputError(f"recipe {name!r} has no parameter {key!r}; {nearest_key(key, info.parameters)}")
         values[key] = _coerce(value, info.parameters[key], f"{name}.{key}")
+        if get_origin(types[key]) is Literal and values[key] not in get_args(types[key]):
+            words = map(str, get_args(types[key]))
+            raise InputError(f"{name}.{key} cannot be {value!r}; {nearest_key(str(value), words)}")
     return dataclasses.replace(info.build(**values), name=name)
 
 
