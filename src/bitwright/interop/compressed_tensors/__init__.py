@@ -1,0 +1,8 @@
+"""compressed-tensors: the files of vLLM and llm-compressor. README.md beside this file is the specification."""
+
+from bitwright.interop.compressed_tensors.config import quantization_config
+from bitwright.interop.compressed_tensors.exporter import plan
+from bitwright.interop.compressed_tensors.scheme import Scheme, scheme_of
+from bitwright.interop.compressed_tensors.tensors import pack, unpack
+
+__all__ = ["Scheme", "pack", "plan", "quantization_config", "scheme_of", "unpack"]
