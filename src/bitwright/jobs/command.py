@@ -10,8 +10,7 @@ from typing import Any
 from bitwright.errors import InputError
 from bitwright.jobs.output import REQUEST_NAME, working_folder
 from bitwright.jobs.request import Request, build_job
-from bitwright.jobs.run import Progress, no_progress
-from bitwright.jobs.verified import run_and_verify
+from bitwright.jobs.run import Progress, no_progress, run
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -41,7 +40,7 @@ def quantize_request(request: Request, progress: Progress = no_progress, check: 
     if Path(request.out).exists():  # said before minutes of reading data; the run checks it again
         raise InputError(f"{request.out} exists already; choose another --out or remove it")
     job = replace(build_job(request), verify=check)
-    result = run_and_verify(job, progress)
+    result = run(job, progress)
     return {
         "out": request.out,
         "recipe": job.recipe.name,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bitwright.jobs.hidden import HiddenStates
+from bitwright.jobs.installing import install_module
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import Runner
 from bitwright.jobs.sweep import output_hooks
-from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.units import Unit
 from bitwright.jobs.view import UnitView
-from bitwright.jobs.installing import install_module
 from bitwright.stages.corrections.base import Correction
 
 if TYPE_CHECKING:

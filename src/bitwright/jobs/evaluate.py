@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from bitwright.evaluation import ReferenceLogits, image_scores, logits_of, score
 from bitwright.evaluation.images import class_logits
 from bitwright.formats import parse
 from bitwright.jobs.opened_model import RunnableModel, open_runnable
-from bitwright.jobs.request import Request, build_job, build_recipe
+from bitwright.jobs.request import ID_FILES, Request, build_job, build_recipe
 from bitwright.jobs.run import run
 from bitwright.models import open_model
 from bitwright.recipes.registry import with_weight_format
@@ -39,6 +40,10 @@ def evaluation_data(model: RunnableModel, source: str, count: int | None) -> Tok
     embedded = getattr(open_model(_zoo(), stream=True).module.config, "vocab_size", -1)
     if not source and own == embedded and _same_tokenizer(model):
         return evaluation(None, "zoo", count=count)
+    if Path(source).suffix in ID_FILES:  # stored ids need no tokenizer
+        stored = evaluation(None, source, count=count)
+        stored.check_vocabulary(own)
+        return stored
     tokenizer = model.tokenizer()
     length = min(512, int(getattr(model.module.config, "max_position_embeddings", 512)))
     return evaluation(tokenizer, source or "zoo:heldout", length, count if source else (count or _HELD_OUT))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitwright.jobs.installing import install_module
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.sweep import Gatherer, input_hooks
 from bitwright.jobs.units import Unit
-from bitwright.jobs.installing import install_module
 from bitwright.stages.ranges.activation import fit_activation
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ def _task(
     name: str,
     paths: list[str],
     result: UnitResult,
-    forward: object,
-    target: object,
-    importance: object,
+    forward: Callable[[Mapping[str, Tensor], int], Tensor],
+    target: Callable[[int], Tensor],
+    importance: Callable[[int], Tensor | None],
     count: int,
 ) -> LearnTask:
     root = engine.float_runner.model.module
@@ -71,13 +72,13 @@ def _task(
     return LearnTask(
         name=name,
         weights=weights,
-        initial={p: w for p in paths if (w := result.modules[p].weight) is not None},
+        initial={p: q for p in paths if (q := result.modules[p].weight) is not None},
         quantizers=quantizers,
         input_quantizers=inputs,
         inputs=count,
-        forward=forward,  # type: ignore[arg-type]
-        target=target,  # type: ignore[arg-type]
-        importance=importance,  # type: ignore[arg-type]
+        forward=forward,
+        target=target,
+        importance=importance,
         seed=derived_seed(engine.seed, engine.recipe.name, "learn", name),
         events=engine.events,
         progress=lambda done, total: engine.progress(name, done / max(1, total)),
@@ -130,18 +131,15 @@ def _layer_task(engine: Engine, learn: Learn, unit: Unit, path: str, result: Uni
     return _task(engine, path, [path], result, forward, target, lambda index: None, len(groups))
 
 
-def _input_of(root: nn.Module, path: str, run: object) -> Tensor:
+def _input_of(root: nn.Module, path: str, run: Callable[[], object]) -> Tensor:
     """The input of a module in one pass, which ends there."""
     found: list[Tensor] = []
 
     def seen(_: str, module: nn.Module, x: Tensor) -> None:
         found.append(x.detach())
 
-    with input_hooks(root, [path], seen), stop_after(root, path), torch.no_grad():
-        try:
-            run()  # type: ignore[operator]
-        except StopSweep:
-            pass
+    with input_hooks(root, [path], seen), stop_after(root, path), torch.no_grad(), suppress(StopSweep):
+        run()
     return found[0]
 
 

@@ -119,7 +119,6 @@ def one_row(batch: Batch) -> Batch:
     return {k: v[:1] if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-
 def probe_batch(job: Job, opened: Opened) -> Batch:
     """A tiny input: at most 64 tokens of one calibration sequence, one image, or what the model's config suggests."""
     if opened.batches:

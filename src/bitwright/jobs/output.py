@@ -248,4 +248,3 @@ def publish(work: Path, out: Path) -> None:
         elif path.name.endswith((".partial", ".new", ".lock")) or path.name in _WORKING_FILES:
             path.unlink()
     os.replace(work, out)
-

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitwright.errors import InputError
 
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
     """A table for :func:`page`; floats get four digits, columns of numbers are aligned right."""
     numeric = {i for i in range(len(columns)) if rows and all(isinstance(row[i], int | float) for row in rows)}

@@ -23,6 +23,7 @@ from bitwright.recipes.registry import combine, with_weight_format
 from bitwright.zoo import lm_path, load_digits_model
 
 EMBEDDED = ("zoo", "zoo:digits")
+ID_FILES = (".safetensors", ".npz")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def calibration_data(request: Request, recipe: Recipe, events: Events) -> Calibr
     source = request.data or "zoo"
     folder = lm_path() if request.model == "zoo" else Path(request.model)
     length = min(request.length or recipe.data.length, context_length(folder))
-    tokenizer = None if Path(source).suffix in (".safetensors", ".npz") else _tokenizer(folder)
+    tokenizer = None if Path(source).suffix in ID_FILES else _tokenizer(folder)
     data = calibration(tokenizer, source, sequences, length, seed=request.seed, events=events)
     vocabulary = Checkpoint.open(folder).config.get("vocab_size")
     if isinstance(vocabulary, int):

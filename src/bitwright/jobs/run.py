@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import logging
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from bitwright import __version__
 from bitwright.data import ImageData, TokenData
-from bitwright.errors import BitwrightError, InputError
+from bitwright.errors import BitwrightError, CheckError, InputError
 from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
@@ -28,6 +30,7 @@ from bitwright.jobs.journal import Journal
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
 from bitwright.jobs.result import UnitResult
+from bitwright.jobs.verify import verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.models.writer import write_text
 
@@ -102,7 +105,7 @@ def run(job: Job, progress: Progress = no_progress) -> JobResult:
 
     Raises:
         InputError: for wrong input, a folder in use, or a cap that cannot be kept.
-        CheckError: for an event under strict mode.
+        CheckError: for an event under strict mode, or a result that does not verify (it stays in the working folder).
     """
     started = time.perf_counter()
     with peak_memory() as memory:
@@ -132,7 +135,10 @@ def check_memory(job: Job, opened: Opened) -> None:
 
 
 def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
+    """Run into the working folder, verify it there, and only then give it its name."""
     assert job.out is not None
+    # A module in memory is changed by the run; its float form rebuilds the network when the folder is read back.
+    skeleton = copy.deepcopy(job.model) if isinstance(job.model, nn.Module) and job.verify else None
     with locked(job.out):
         fresh = not working_folder(job.out).exists()
         work = prepare_folder(job.out)
@@ -143,6 +149,11 @@ def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
             if fresh and not isinstance(error.__cause__, OSError):
                 shutil.rmtree(work, ignore_errors=True)
             raise
+        if job.verify:
+            verification = verify(work, result, skeleton)
+            result.verification = verification.as_json()
+            if not verification.ok:
+                raise CheckError(f"{work} does not verify and keeps its name: {verification.text}")
         publish(work, job.out)
     return result
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.jobs.run import JobResult
 from bitwright.jobs.runner import Batch
 from bitwright.models import Checkpoint
 from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
 from bitwright.runtime.load import load
+
+if TYPE_CHECKING:
+    from bitwright.jobs.run import JobResult
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,7 @@ def _sound(name: str, value: Tensor) -> bool:
     return not name.endswith("_scale") or bool((value != 0).all())
 
 
-def _text(
-    ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float
-) -> str:
+def _text(ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float) -> str:
     if ok:
         compared = "" if difference is None else f"; outputs after reloading differ by {difference:.1e} of the largest"
         return f"every tensor is finite and accounted for{compared}"
