@@ -112,15 +112,35 @@ def command_part(name: str, command: Any) -> list[str]:
 
 
 def claims_page(ledger: Path) -> str:
-    """The last measurement of every claim."""
+    """The last measurement of every claim: verdicts, then every check with its numbers and the protocol."""
     head = "# Claims\n\nEach recipe states what it can do; `bitwright claims run NAME` measures it again.\n\n"
     entries = [json.loads(line) for line in ledger.read_text("utf-8").splitlines() if line] if ledger.exists() else []
     if not entries:
         return head + "Nothing has been measured yet.\n"
-    last = {(entry.get("name"), entry.get("asset"), entry.get("check")): entry for entry in entries}
-    columns = [key for key in entries[-1] if not isinstance(entries[-1][key], dict | list)]
-    rows = [[cell(entry.get(column)) for column in columns] for entry in last.values()]
-    return head + markdown_table(columns, rows)
+    rows = [
+        [e["name"], e["verdict"], e["asset"], e["prepare"], ", ".join(map(str, e["seeds"])), e["commit"], e["date"]]
+        for e in entries
+    ]
+    columns = ["recipe", "verdict", "asset", "prepared", "seeds", "commit", "date"]
+    parts = [head, markdown_table(columns, rows)]
+    for entry in entries:
+        checks = [
+            ["pass" if c["passed"] else "**fail**", c["text"], cell(c["measured"]), cell(c["baseline"])]
+            for c in entry["checks"]
+        ]
+        measured = [
+            [name, cell(m["bits"]), *(cell(m.get(k)) for k in ("perplexity", "kl", "error")), cell(m["seconds"])]
+            for name, m in entry["measurements"].items()
+        ]
+        parts += [
+            f"\n## {entry['name']}\n\nProtocol: {entry['protocol']}.\n\n",
+            markdown_table(["verdict", "check", "measured", "baseline or limit"], checks),
+            "\n",
+            markdown_table(["what", "bits", "perplexity", "KL", "error", "seconds"], measured),
+        ]
+        if entry.get("note"):
+            parts.append(f"\n{entry['note']}\n")
+    return "".join(parts)
 
 
 def cell(value: object) -> str:
