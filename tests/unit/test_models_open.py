@@ -154,6 +154,7 @@ def test_a_module_is_opened_as_it_is() -> None:
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"num_attention_heads": 10**12}, "num_attention_heads"),
+        ({"inner": {"n_layer": 10**9}}, "inner.n_layer"),
         ({"model_type": "unheard-of"}, "installed transformers"),
         ({"hidden_size": "wide"}, "config"),
     ],

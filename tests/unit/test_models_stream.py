@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitwright.errors import InputError
-from bitwright.models.calling import call_module
+from bitwright.models.calling import call_module, shrunk
 from bitwright.models.discover import block_stream, discover
 from bitwright.models.model import Model, open_model
 from bitwright.models.stream import BlockStream, hidden_of, logits_of
@@ -118,3 +118,85 @@ def test_hidden_states_come_out_of_any_output() -> None:
     assert hidden_of({"n": 3, "last": state}) is state
     with pytest.raises(InputError):
         hidden_of((1, None))
+
+
+class _Counting(torch.nn.Module):
+    """A block that changes an object it is given, like a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+
+    def forward(self, x: torch.Tensor, seen: list[int], store: _Store) -> torch.Tensor:
+        seen.append(1)
+        store.total += 1
+        return self.inner(x) * (len(seen) + store.total)
+
+
+class _Store:
+    def __init__(self) -> None:
+        self.total = 0
+
+
+class _WithState(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([_Counting(), _Counting()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, [], store=_Store())
+        return x
+
+
+def test_arguments_are_fresh_at_every_call() -> None:
+    model, x = open_model(_WithState()), torch.randn(2, 4)
+    stream = block_stream(model, discover(model, x))
+    calls = stream.prefix_inputs([x])[0]
+    first = stream.run_block(0, calls, calls.hidden)
+    assert torch.equal(stream.run_block(0, calls, calls.hidden), first)
+
+
+class _Leaky(torch.nn.Module):
+    """Blocks that leave something for each other behind the caller's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for block in self.blocks:
+            x = block(x)
+            seen.append(x)
+        return torch.stack(seen).sum(0)
+
+
+def test_a_chain_whose_insides_are_read_later_is_dropped() -> None:
+    found = discover(open_model(_Leaky()), torch.randn(2, 4))
+    assert found.blocks != ("blocks.0", "blocks.1", "blocks.2")
+    assert any("was dropped, run block by block" in reason for reason in found.reasons)
+
+
+def test_examples_are_cut_to_a_few_rows_and_tokens() -> None:
+    ids, mask = torch.arange(120).reshape(3, 40), torch.ones(3, 40, dtype=torch.long)
+    cut = shrunk({"input_ids": ids, "attention_mask": mask, "flag": True}, rows=2, tokens=8)
+    assert torch.equal(cut["input_ids"], ids[:2, :8])
+    assert cut["attention_mask"].shape == (2, 8)
+    assert cut["flag"] is True
+    mask[:, :30] = 0  # left padding: the end holds the text
+    assert torch.equal(shrunk({"input_ids": ids, "attention_mask": mask}, 2, 8)["input_ids"], ids[:2, -8:])
+    assert shrunk(torch.zeros(5, 3, 16, 16)).shape == (2, 3, 16, 16)
+    assert [item.shape for item in shrunk((ids, torch.zeros(3)), 1, 4)] == [(1, 4), (1,)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mobilenet"])
+def test_a_model_on_an_accelerator_has_the_same_structure(name: str) -> None:
+    module = seeded(MobileNet) if name == "mobilenet" else toy_model(name)
+    example = toy_images() if name == "mobilenet" else None
+    there, here = discover(open_model(module.cuda()), example), discover(open_model(module.cpu()), example)
+    assert there.blocks == here.blocks
+    assert there.sites == here.sites
+    assert [(p.source, p.sinks) for p in there.pairs] == [(p.source, p.sinks) for p in here.pairs]
+    assert (there.residual is None) == (here.residual is None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +19,39 @@ EXAMPLE_TOKENS = 12
 def call_module(module: nn.Module, batch: Any) -> Any:
     """Call ``module`` with a mapping (by name), a tuple or list (by position) or one tensor, without a cache."""
     extra = {"use_cache": False} if takes(module, "use_cache") else {}
+    with _no_cache(module):
+        if isinstance(batch, Mapping):
+            return module(**{**extra, **batch})
+        if isinstance(batch, tuple | list):
+            return module(*batch, **extra)
+        return module(batch, **extra)
+
+
+@contextmanager
+def _no_cache(module: nn.Module) -> Iterator[None]:
+    """Some models take the choice of a cache from their config alone."""
+    config: Any = getattr(module, "config", None)
+    texts = [config, *(getattr(config, name, None) for name in ("text_config", "decoder"))]
+    configs = [item for item in texts if getattr(item, "use_cache", None) is True]
+    for item in configs:
+        item.use_cache = False
+    try:
+        yield
+    finally:
+        for item in configs:
+            item.use_cache = True
+
+
+def on_device_of(module: nn.Module, batch: Any) -> Any:
+    """The batch on the device where the module's parameters lie."""
+    first = next((p for p in module.parameters() if not p.is_meta), None)
+    if first is None:
+        return batch
     if isinstance(batch, Mapping):
-        return module(**{**extra, **batch})
+        return {key: on_device_of(module, value) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return module(*batch, **extra)
-    return module(batch, **extra)
+        return type(batch)(on_device_of(module, value) for value in batch)
+    return batch.to(first.device) if isinstance(batch, torch.Tensor) else batch
 
 
 def shrunk(batch: Any, rows: int = EXAMPLE_BATCH, tokens: int = EXAMPLE_TOKENS) -> Any:

@@ -3,11 +3,13 @@
 A chain is a row of module calls in which one call's output is the next one's first argument and nothing else that
 depends on the stream crosses the cut (a residual, a mask made before the first block or per-layer tables may). So each
 block can be run alone from its recorded arguments. Of all chains the one is taken that spares the most memory: weights
-in the chain less the largest block; among equals the finer one.
+in the chain less the largest block; among equals the finer one. One block alone counts only where it holds half of
+all weights.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -46,13 +48,15 @@ def find_chains(module: nn.Module, run: Run) -> list[Chain]:
         by_entry.setdefault(candidate.entry, []).append(candidate)
     scored: list[tuple[int, int, list[_Candidate]]] = []
     inside: set[int] = set()
+    whole = _product_weights(run, run.calls[0])
     for start in candidates:
         if start.call.index in inside:
             continue  # a part of a chain that began earlier
         chain = _trim(_closed_chain(start, candidates, by_entry, run))
         inside.update(item.call.index for item in chain)
         weights = [item.weights for item in chain]
-        scored.append((sum(weights) - max(weights, default=0), len(chain), chain))
+        if len(chain) > 1 or 2 * sum(weights) >= whole:
+            scored.append((sum(weights) - max(weights, default=0), len(chain), chain))
     scored.sort(key=lambda item: item[:2], reverse=True)
     return [Chain(tuple(item.call for item in chain)) for _, _, chain in scored]
 
@@ -66,29 +70,32 @@ def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:
         hidden, output = call.hidden, call.result
         if counts[call.path] != 1 or not call.path or hidden is None or output is None or call.exit < 0:
             continue
-        if len(hidden.shape) != len(output.shape) or not any(True for _ in module.get_submodule(call.path).children()):
+        if len(hidden.shape) != len(output.shape) or next(module.get_submodule(call.path).children(), None) is None:
             continue
-        weights = 0
-        produced: set[int] = set()
-        read: set[int] = set()
-        counted: set[str] = set()
-        for op in run.ops[call.enter : call.exit]:
-            read.update(ref.key for _, ref in op.inputs)
-            produced.update(ref.key for ref in op.outputs)
-            if op.name in _EMBEDDING_OPS:
-                continue
-            for (slot, name), (_, ref) in ((p, i) for p in op.parameters for i in op.inputs if i[0] == p[0]):
-                if len(ref.shape) >= 2 and name not in counted and slot is not None:
-                    counted.add(name)
-                    weights += _count(ref.shape)
+        weights = _product_weights(run, call)
         if not weights or output.key == hidden.key:
             continue
+        produced = {ref.key for op in run.ops[call.enter : call.exit] for ref in op.outputs}
+        read = {ref.key for op in run.ops[call.enter : call.exit] for _, ref in op.inputs}
         given = {ref.key for _, ref in call.inputs}
         foreign = frozenset(key for key in read if key not in run.constants and (key in given or key not in produced))
         if any(key in run.producer and key not in given and run.producer[key] < call.enter for key in foreign):
             continue  # it reads a computed tensor that is not among its arguments, so it cannot be run alone
         result.append(_Candidate(call, hidden.key, output.key, weights, foreign))
     return result
+
+
+def _product_weights(run: Run, call: ModuleCall) -> int:
+    """Elements of the matrices and kernels that a call used, tables that are only looked up aside."""
+    used: dict[str, int] = {}
+    for op in run.ops[call.enter : call.exit]:
+        if op.name in _EMBEDDING_OPS:
+            continue
+        shapes = dict(op.inputs)
+        for slot, name in op.parameters:
+            if len(shapes[slot].shape) >= 2:
+                used[name] = math.prod(shapes[slot].shape)
+    return sum(used.values())
 
 
 def _closed_chain(
@@ -155,10 +162,3 @@ def _trim(chain: list[_Candidate]) -> list[_Candidate]:
     while len(chain) > 1 and changes(chain[0]):
         chain = chain[1:]
     return chain
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -120,10 +120,11 @@ class ConvolutionFinder:
     def _source_edits(self, source: Use, norm: NormSite | None, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         if norm is not None:
             names = [f"{norm.path}.{name}" for name in (norm.weight, norm.bias) if name is not None]
-            return {name: self._value(name) * scale for name in names}
+            return {name: value * scale.to(value) for name, value in ((n, self._value(n)) for n in names)}
         edits = {source.site.name: scale_outputs(self._value(source.site.name), source.site, scale)}
         if source.site.bias is not None:
-            edits[source.site.bias] = self._value(source.site.bias) * scale
+            value = self._value(source.site.bias)
+            edits[source.site.bias] = value * scale.to(value)
         return edits
 
     def _value(self, name: str) -> torch.Tensor:
@@ -146,5 +147,5 @@ def _folding_error(layer: nn.Module, norm: nn.Module, use: Use) -> float:
         old = getattr(folded, leaf, None)
         bias = torch.zeros_like(shift) if old is None else old.detach()
         folded.register_parameter(leaf, nn.Parameter(bias * scale + shift))
-        x = torch.randn(use.entry.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = torch.randn(use.entry.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight)
         return relative_error(folded(x), norm(plain(x)))

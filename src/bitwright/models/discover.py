@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.models.calling import example_inputs, shrunk
+from bitwright.errors import InputError
+from bitwright.models.calling import example_inputs, on_device_of, shrunk
 from bitwright.models.chain import Chain, find_chains
 from bitwright.models.convolutions import ConvolutionFinder
 from bitwright.models.flow import Flow
@@ -29,6 +30,8 @@ from bitwright.models.structure import Pair, ResidualStream, Structure
 
 CHAIN_TOLERANCE = 1e-4
 MAX_CHAINS = 4
+# What a block may raise when it does not get what another block used to leave for it.
+REPLAY_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, InputError)
 
 
 def discover(model: Model, example: Any = None, proofs: bool = True) -> Structure:
@@ -45,20 +48,24 @@ def discover(model: Model, example: Any = None, proofs: bool = True) -> Structur
         InputError: when no example is given and none can be made.
     """
     example = example_inputs(model.module) if example is None else shrunk(example)
+    example = on_device_of(model.module, example)
     outline = None if proofs else record_shapes(model, example)
     if outline is not None:
         return _accounted(model, _outlined(model, outline))
     run = record_run(model, example)
     dropped: list[str] = []
     for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
-        found = _with_chain(model, run, chain, example)
-        if found.chain_error <= CHAIN_TOLERANCE:
-            break
-        first, last = chain.paths[0], chain.paths[-1]
-        dropped.append(
-            f"the chain {first} .. {last} was dropped: run block by block the output moves by {found.chain_error:.1e}, "
-            "because layers behind it read more than its end"
-        )
+        try:
+            found = _with_chain(model, run, chain, example)
+        except REPLAY_FAILURES as error:
+            if not chain.calls:
+                raise
+            why = f"its blocks cannot be run alone ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        else:
+            if found.chain_error <= CHAIN_TOLERANCE:
+                break
+            why = f"run block by block the output moves by {found.chain_error:.1e}: layers behind it read more"
+        dropped.append(f"the chain {chain.paths[0]} .. {chain.paths[-1]} was dropped, {why}")
     return _accounted(model, replace(found, reasons=condensed([*dropped, *found.reasons])))
 
 

@@ -12,12 +12,12 @@ from bitwright.models.structure import NormSite, WeightSite
 
 def scale_outputs(weight: torch.Tensor, site: WeightSite, scale: torch.Tensor) -> torch.Tensor:
     """Multiply output channel j by ``scale[j]`` (``scale``: [out])."""
-    return weight * _along(scale.to(weight.dtype), weight, 1 if site.transposed else 0)
+    return weight * _along(scale.to(weight), weight, 1 if site.transposed else 0)
 
 
 def scale_inputs(weight: torch.Tensor, site: WeightSite, scale: torch.Tensor) -> torch.Tensor:
     """Multiply input channel j by ``scale[j]`` (``scale``: [in], or [in channels] of a convolution with groups)."""
-    scale = scale.to(weight.dtype)
+    scale = scale.to(weight)
     if site.kind != "conv" or site.groups == 1:
         return weight * _along(scale, weight, 0 if site.transposed else 1)
     # Group g holds rows g*out/G .. and reads channels g*in/G ..: every row sees the scales of its own group.
@@ -36,7 +36,7 @@ def input_channels(site: WeightSite, weight_shape: tuple[int, ...]) -> int:
 
 def scale_gain(weight: torch.Tensor, norm: NormSite, scale: torch.Tensor) -> torch.Tensor:
     """Multiply the gain of a norm by ``scale`` in the form in which it is stored (minus its offset)."""
-    return (weight + norm.offset) * scale.to(weight.dtype) - norm.offset
+    return (weight + norm.offset) * scale.to(weight) - norm.offset
 
 
 def _along(scale: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:

@@ -25,6 +25,11 @@ from bitwright.models.naming import NameMap, match_names, read_source
 logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_BYTES = 512 * 2**20
+# Config entries that count layers: a layer has at least one tensor.
+DEPTH_KEYS = frozenset({
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth",
+    "num_encoder_layers", "num_decoder_layers", "num_blocks",
+})  # fmt: skip
 
 
 @dataclass
@@ -208,13 +213,17 @@ def _check_config(checkpoint: Checkpoint, stream: bool) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(item, f"{where}.{key}" if where else str(key))
-        elif isinstance(value, int) and where.startswith("num_") and abs(value) > limit:
-            raise InputError(f"{checkpoint.path}: config.json says {where} = {value}, far above what its tensors hold")
-        elif isinstance(value, int) and where.endswith("_layers") and value > len(checkpoint.tensors):
+            return
+        name = where.rpartition(".")[2]
+        if not isinstance(value, int) or isinstance(value, bool):
+            return
+        if name in DEPTH_KEYS and value > len(checkpoint.tensors):
             raise InputError(
                 f"{checkpoint.path}: config.json says {where} = {value}, but there are only "
                 f"{len(checkpoint.tensors)} tensors; the config belongs to another model"
             )
+        if name.startswith(("num_", "n_")) and abs(value) > limit:
+            raise InputError(f"{checkpoint.path}: config.json says {where} = {value}, far above what its tensors hold")
 
     walk(checkpoint.config, "")
 

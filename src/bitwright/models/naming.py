@@ -128,7 +128,7 @@ def _declared(module: nn.Module, stored: Mapping[str, Shape]) -> _Declared | Non
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
     except ImportError:
         return None
-    rules = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    rules: list[Any] = get_model_conversion_mapping(module)  # type: ignore[arg-type]
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}

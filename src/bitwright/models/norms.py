@@ -44,6 +44,8 @@ def probe_norm(module: nn.Module, call: ModuleCall) -> NormSite | None:
     probe = copy.deepcopy(module)
     parameters = dict(probe.named_parameters())
     x = 0.5 + 1.5 * torch.randn(shape, generator=generator)
+    like = next(probe.parameters(), None)
+    x = x if like is None else x.to(like)
     try:
         with torch.no_grad():
             for parameter in parameters.values():
@@ -64,10 +66,11 @@ def probe_norm(module: nn.Module, call: ModuleCall) -> NormSite | None:
 def channel_affine(module: nn.Module, rank: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, shift) per channel of a batch norm in evaluation mode, computed in float64 from two probes."""
     probe = copy.deepcopy(module).double()
-    shape = (1, channels, *[1] * (rank - 2))
+    like = next(iter([*probe.parameters(), *probe.buffers()]), torch.empty(0, dtype=torch.float64))
+    zeros = torch.zeros((1, channels, *[1] * (rank - 2)), dtype=torch.float64, device=like.device)
     with torch.no_grad():
-        shift = probe(torch.zeros(shape, dtype=torch.float64)).reshape(-1)
-        scale = probe(torch.ones(shape, dtype=torch.float64)).reshape(-1) - shift
+        shift = probe(zeros).reshape(-1)
+        scale = probe(torch.ones_like(zeros)).reshape(-1) - shift
     return scale, shift
 
 

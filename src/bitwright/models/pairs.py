@@ -174,7 +174,7 @@ class PairFinder:
             bias = source.bias
         if bias is not None:
             value = self._value(bias, edits)
-            edits[bias] = value * scale.to(value.dtype)
+            edits[bias] = value * scale.to(value)
 
     def _value(self, name: str, edits: dict[str, torch.Tensor]) -> torch.Tensor:
         return edits[name] if name in edits else self.model.read_parameter(name)

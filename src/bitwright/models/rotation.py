@@ -48,7 +48,7 @@ class Turn:
         return self._times(vectors, self.matrix)
 
     def _times(self, vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        return (vectors.reshape(-1, self.size) @ matrix.to(vectors.dtype)).reshape(vectors.shape)
+        return (vectors.reshape(-1, self.size) @ matrix.to(vectors)).reshape(vectors.shape)
 
 
 class RotationProof:

@@ -201,7 +201,7 @@ def _probe(module: nn.Module, parameter: str) -> tuple[int, int] | None:
     weight = module.get_parameter(parameter).detach()
     generator = torch.Generator().manual_seed(0)
     for matrix in (weight, weight.T):
-        x = torch.randn(3, matrix.shape[1], generator=generator).to(weight.dtype)
+        x = torch.randn(3, matrix.shape[1], generator=generator).to(weight)
         try:
             with torch.no_grad():
                 y, origin = module(x), module(torch.zeros_like(x))

@@ -8,6 +8,7 @@ every batch (masks of sliding and full attention, rotary tables), without knowin
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,9 @@ class Call:
 
     def filled(self, hidden: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with ``hidden`` put in its place."""
-        if isinstance(self.slot, int):
-            args = tuple(hidden if i == self.slot else a for i, a in enumerate(self.args))
-            return args, dict(self.kwargs)
-        return self.args, {**self.kwargs, self.slot: hidden}
+        args = tuple(hidden if i == self.slot else _fresh(value) for i, value in enumerate(self.args))
+        kwargs = {name: hidden if name == self.slot else _fresh(value) for name, value in self.kwargs.items()}
+        return args, kwargs
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,17 @@ def logits_of(output: Any) -> torch.Tensor:
     """The logits of a model's output (``logits`` where it has them, else the first floating tensor)."""
     logits = getattr(output, "logits", None)
     return logits if isinstance(logits, torch.Tensor) else hidden_of(output)
+
+
+def _fresh(value: Any) -> Any:
+    """An argument as it was recorded: what a block could change in place (a cache) is copied for every call."""
+    if value is None or isinstance(value, torch.Tensor | int | float | str):
+        return value
+    if type(value) in {list, tuple}:
+        return type(value)(_fresh(item) for item in value)
+    if type(value) is dict:
+        return {key: _fresh(item) for key, item in value.items()}
+    return copy.deepcopy(value)
 
 
 class _Patched:
