@@ -52,9 +52,11 @@ def test_searched_input_range_beats_the_extremes(text: str, kind: str) -> None:
 
 
 def test_a_constant_zero_input_gets_a_usable_scale() -> None:
-    _, scale, zero = InputMse().fit_statistics(parse("int8 tensor asym static"), gathered(InputMse(), torch.zeros(4, 3)))
-    assert torch.isfinite(scale).all() and float(scale) > 0
-    assert zero is not None and scale.shape == zero.shape == (1,)
+    statistics = gathered(InputMse(), torch.zeros(4, 3))
+    _, scale, zero = InputMse().fit_statistics(parse("int8 tensor asym static"), statistics)
+    assert 0 < float(scale) < float("inf")
+    assert zero is not None
+    assert scale.shape == zero.shape == (1,)
 
 
 def test_groups_put_rows_together_and_leave_a_short_rest_out() -> None:
@@ -78,7 +80,9 @@ def digits() -> nn.Module:
     return load_digits_model()
 
 
-def quantized(digits: nn.Module, recipe: str, weights: str, images: int = 64, **arguments: object) -> tuple[JobResult, float]:
+def quantized(
+    digits: nn.Module, recipe: str, weights: str, images: int = 64, **arguments: object
+) -> tuple[JobResult, float]:
     """Run a recipe on a copy; returns the job's result and the KL to the float network."""
     module = copy.deepcopy(digits)
     built = with_weight_format(load_recipe(recipe, arguments), parse(weights))

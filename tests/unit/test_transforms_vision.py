@@ -56,7 +56,8 @@ def test_folding_keeps_the_function_and_leaves_no_batchnorm(digits: tuple[nn.Mod
 def test_folding_a_norm_without_gain_into_a_convolution_with_bias() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(6, affine=False)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.2, 3.0)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
@@ -89,5 +90,5 @@ def test_a_norm_between_the_layers_must_be_folded_first(digits: tuple[nn.Module,
     before = run(module)
     events = Events()
     CrossLayerEqualization().apply(view, {}, 0, events)
-    assert {event.kind for event in events.list()} == {"not equalized"}
+    assert {event.kind for event in events.entries} == {"not equalized"}
     assert torch.equal(run(module), before)

@@ -68,11 +68,17 @@ def fisher_of_weights(
 
 
 def output_gradients(job: Job, opened: Opened) -> Callable[[str, int], Tensor | None]:
-    """Squared gradients of the loss at every block's output, per batch and element, scaled to mean 1 per batch."""
+    """Squared gradients of the loss at every block's output, per batch and element, scaled to mean 1 per batch.
+
+    Units that are no blocks (what lies before and behind them, or a network without a chain) have none: they are
+    learned with the plain squared error.
+    """
+    blocks = [unit.name for unit in split_units(opened.structure) if unit.kind == "block"]
+    if not blocks:
+        return lambda unit, index: None
     module = float_model(job)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    blocks = [unit.name for unit in split_units(opened.structure) if unit.kind == "block"]
     found: dict[tuple[str, int], Tensor] = {}
     outputs: dict[str, Tensor] = {}
 

@@ -86,12 +86,9 @@ class OffsetWeight(nn.Module):
 
     def _level(self, scale: Tensor, zero: Tensor | None) -> Tensor:
         x = self.w / self.layout.expand(scale) + self.v
-        x = straight_through(x.detach().round(), x)
         if zero is not None:
             x = x + self.layout.expand(zero)
-            if self.format.zero is not None and self.format.zero.storage != "code":
-                x = straight_through(x.detach().round(), x)
-        return x.clamp(*self.levels)
+        return straight_through(x.detach().round(), x).clamp(*self.levels)
 
     def soft(self) -> Tensor:
         """The weight ``[out, in]``, exactly as it would be stored."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -57,7 +57,7 @@ class Reconstruct:
     regulariser: float = 0.1
     keep_codes: bool = False
     loss: Literal["mse", "fisher"] = "mse"
-    annealing: Annealing = Annealing()
+    annealing: Annealing = field(default_factory=Annealing)
 
     @property
     def needs_importance(self) -> bool:

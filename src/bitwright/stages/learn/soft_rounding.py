@@ -30,9 +30,9 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 class SoftWeight(nn.Module):
     """A weight whose rounding (and, if wanted, scale) is learned.
 
-    ``soft()`` is ``scale * (low + h(v) (high - low) - zero)`` where ``low`` and ``high`` are the grid's levels on either
-    side of the scaled weight; ``harden()`` takes ``high`` where ``h >= 1/2``. The scale of each group may be learned
-    as ``scale * exp(theta)`` while the levels stay: it moves the values, not the choice of neighbours.
+    ``soft()`` is ``scale * (low + h(v) (high - low) - zero)`` where ``low`` and ``high`` are the grid's levels on
+    either side of the scaled weight; ``harden()`` takes ``high`` where ``h >= 1/2``. The scale of each group may be
+    learned as ``scale * exp(theta)`` while the levels stay: it moves the values, not the choice of neighbours.
 
     Args:
         w: float weight ``[out, in]``.
@@ -59,14 +59,16 @@ class SoftWeight(nn.Module):
         self.low, self.step = low, high - low
         self.shift = torch.zeros(1) if zero is None else zero
         self.v = nn.Parameter(inverse_rectified_sigmoid(((x - low) / self.step).clamp(0.0, 1.0)))
-        self.learns_scale = scales and self.format.scale.storage in ("fp16", "bf16", "fp32") and self.format.scale.outer is None
+        storable = self.format.scale.storage in ("fp16", "bf16", "fp32") and self.format.scale.outer is None
+        self.learns_scale = scales and storable
         self.theta = nn.Parameter(torch.zeros_like(self.groups), requires_grad=self.learns_scale)
 
     def scale(self) -> Tensor:
         """Scales that broadcast to ``[out, in]``."""
         if not self.learns_scale:
             return self.layout.expand(self.groups)
-        return self.layout.expand(self.groups * self.theta.exp())
+        scale: Tensor = self.groups * self.theta.exp()
+        return self.layout.expand(scale)
 
     def soft(self) -> Tensor:
         """The weight ``[out, in]`` as the loss sees it."""
@@ -100,7 +102,7 @@ class SoftWeight(nn.Module):
 
 @dataclass(frozen=True)
 class Annealing:
-    """How the regulariser's exponent falls: from ``start`` to ``stop`` by a cosine after a share ``warm_up`` of steps."""
+    """The regulariser's exponent falls from ``start`` to ``stop`` by a cosine after a share ``warm_up`` of steps."""
 
     start: float = 20.0
     stop: float = 2.0

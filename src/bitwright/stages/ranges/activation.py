@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,7 +45,7 @@ def fit_activation(
 class InputMinMax:
     """The exact range of an input over all calibration tokens, per tensor."""
 
-    statistic: Range = Range()
+    statistic: Range = field(default_factory=Range)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -80,7 +80,7 @@ class InputMse:
 
     smallest: float = 0.3
     steps: int = 29
-    statistic: Histogram = Histogram(bins=4096)
+    statistic: Histogram = field(default_factory=lambda: Histogram(bins=4096))
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

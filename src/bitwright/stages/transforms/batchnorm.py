@@ -49,8 +49,8 @@ class FoldBatchNorm:
         places = []
         for pair in block.pairs:
             if pair.kind == "batchnorm_conv":
-                scale = fold(block, pair)
-                places.append((pair.source, {"largest": float(scale.abs().max()), "smallest": float(scale.abs().min())}))
+                scale = fold(block, pair).abs()
+                places.append((pair.source, {"largest": float(scale.max()), "smallest": float(scale.min())}))
         return TransformReport("fold batchnorm", tuple(places))
 
 
