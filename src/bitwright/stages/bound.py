@@ -33,7 +33,7 @@ class BoundQuantizer:
 
     Attributes:
         scale, zero: fp32 ``[rows, groups]``, the values as they are stored (``zero`` is ``None`` without zero points).
-        codes: uint8 ``[out, in]``.
+        codes: uint8 ``[out, in]``, the codes so far.
         spans: column ranges in which every row uses one group.
     """
 
@@ -56,14 +56,23 @@ class BoundQuantizer:
         self.scale = torch.ones(rows, groups)
         self.zero = torch.zeros(rows, groups) if format.zero is not None else None
         self.spans = self.layout.spans()
-        self.codes = torch.zeros(self.shape, dtype=torch.uint8)
+        self._codes = torch.zeros(self.shape, dtype=torch.uint8)
+        self._taken: Tensor | None = None
         self.codebook = None if codebook is None else codebook.to(torch.float16)
         self._tables = None if self.codebook is None else self.codebook.float().flatten(0, 1)
         self._form: Affine | Levels | None = None if self.learned else lower(format.grid)
         self._stored: Scale | None = None
         self._expanded: tuple[Tensor, Tensor | None] | None = None
+        self._rows: tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None] | None = None
         if format.scale.outer is not None:
             self._fit_everything(w)
+
+    @property
+    def codes(self) -> Tensor:
+        """See the class."""
+        if self._taken is not None:
+            self._codes, self._taken = self._taken.t().contiguous(), None
+        return self._codes
 
     @property
     def learned(self) -> bool:
@@ -113,7 +122,8 @@ class BoundQuantizer:
         stored = self.format.store_zero(zero)
         if self.zero is not None and stored is not None:
             self._place(self.zero, stored.to(torch.float32), start, stop)
-        self._expanded = None
+        self._stored = None
+        self._forget()
 
     def _fit_everything(self, w: Tensor, importance: Tensor | None = None) -> None:
         scale, zero = self._fit(w, 0, self.shape[1], importance)
@@ -121,7 +131,7 @@ class BoundQuantizer:
         self.scale = self._stored.effective
         stored = self.format.store_zero(zero)
         self.zero = None if stored is None else stored.to(torch.float32)
-        self._expanded = None
+        self._forget()
 
     def _fit(self, w: Tensor, start: int, stop: int, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
         layout = self.format.granularity.layout((w.shape[0], w.shape[1]))
@@ -141,8 +151,11 @@ class BoundQuantizer:
             return AxisLayout((1, len(columns)), layout.size).split(columns.unsqueeze(0))
         return layout.split(columns.expand(self.shape[0], -1).contiguous())
 
+    def _forget(self) -> None:
+        """Drop what was derived from the parameters."""
+        self._expanded = self._rows = None
+
     def _place(self, params: Tensor, part: Tensor, start: int, stop: int) -> None:
-        self._stored = None
         if isinstance(self.layout, AxisLayout) and self.layout.transposed:
             params[start:stop] = part
             return
@@ -166,15 +179,22 @@ class BoundQuantizer:
             self._expanded = self.layout.expand(self.scale), zero
         return self._expanded
 
-    def _per_column(self, params: Tensor, columns: Tensor) -> Tensor:
-        """Parameters of the columns, ``[columns or 1, out or 1]``."""
+    def _per_column(self, columns: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Scale and zero point of each column, ``[out or 1]``; views, not copies, where groups lie along the rows."""
         layout = self.layout
-        if isinstance(layout, AxisLayout) and not layout.transposed:
-            return params.t()[columns // layout.group_length]
-        if self._rows_end_groups:
-            return params.view(self.shape[0], -1).t()[columns // layout.group_length]
-        full = layout.expand(params)
-        return full.t() if full.shape[1] == 1 else full[:, columns].t()
+        if self._rows_end_groups or (isinstance(layout, AxisLayout) and not layout.transposed):
+            if self._rows is None:
+                out = self.shape[0]
+                scale = self.scale.view(out, -1).t().contiguous().unbind()
+                zero = None if self.zero is None else self.zero.view(out, -1).t().contiguous().unbind()
+                self._rows = scale, zero
+            groups = (columns // layout.group_length).tolist()
+            scales, zeros = self._rows
+            return [scales[i] for i in groups], None if zeros is None else [zeros[i] for i in groups]
+        full = self._expand()
+        parts = [None if p is None else p.expand(-1, self.shape[1])[:, columns].t().contiguous() for p in full]
+        assert parts[0] is not None
+        return list(parts[0].unbind()), None if parts[1] is None else list(parts[1].unbind())
 
     # -- rounding -----------------------------------------------------------------------------------------------
 
@@ -188,18 +208,15 @@ class BoundQuantizer:
             index = torch.arange(len(self._tables)).view(self.layout.params_shape)
             which = self.layout.expand(index)
             return TableTile(self._tables, which if which.shape[1] == 1 else which[:, columns], count, out)
-        scale = self._per_column(self.scale, columns).contiguous()
-        zero = None if self.zero is None else self._per_column(self.zero, columns).contiguous()
         assert self._form is not None
-        return ScaledTile(self.format.grid, self._form, scale, zero, count, out)
+        return ScaledTile(self.format.grid, self._form, *self._per_column(columns), out)
 
     def take(self, columns: Tensor, tile: Tile) -> None:
         """Keep the codes of a finished tile."""
-        codes = tile.codes().t()
-        if bool((columns.diff() == 1).all()):
-            self.codes[:, int(columns[0]) : int(columns[-1]) + 1] = codes
-        else:
-            self.codes[:, columns] = codes
+        if self._taken is None:
+            # Transposed while a sweep runs: columns are then written in one piece.
+            self._taken = self._codes.t().contiguous()
+        self._taken[columns] = tile.codes()
 
     def round(self, start: int, stop: int, w: Tensor) -> Tensor:
         """Code the columns ``start..stop``, ``w[out, stop - start]``, and return their dequantized values."""

@@ -82,18 +82,18 @@ class Tile(Protocol):
 class ScaledTile:
     """Columns whose values are ``(level - zero) * scale`` with fixed levels.
 
-    ``form`` is what :func:`lower` makes of ``grid``; ``scale`` and ``zero`` are ``[columns or 1, out or 1]``.
+    ``form`` is what :func:`lower` makes of ``grid``; ``scale`` and ``zero`` hold one tensor ``[out or 1]`` per column.
     """
 
     def __init__(
-        self, grid: AnyGrid, form: Affine | Levels, scale: Tensor, zero: Tensor | None, columns: int, out: int
+        self, grid: AnyGrid, form: Affine | Levels, scale: list[Tensor], zero: list[Tensor] | None, out: int
     ) -> None:
         self._grid = grid
         self._form = form
-        self._scaled = torch.empty(columns, out)
+        self._scaled = torch.empty(len(scale), out)
         self._rows = self._scaled.unbind()
-        self._scale = scale.expand(columns, -1).unbind()
-        self._zero = None if zero is None else zero.expand(columns, -1).unbind()
+        self._scale = scale
+        self._zero = zero
 
     def round(self, index: int, x: Tensor, out: Tensor) -> None:
         """See :class:`Tile`."""

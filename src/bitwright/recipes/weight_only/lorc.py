@@ -7,8 +7,8 @@ from typing import Literal
 from bitwright.errors import InputError, nearest_key
 from bitwright.formats import Format, parse
 from bitwright.recipes.base import Check, Claim, Recipe, Variant, recipe
-from bitwright.stages.quantizer import Quantizer, Rounding
-from bitwright.stages.ranges import MinMax
+from bitwright.stages.quantizer import Quantizer, RangeEstimator, Rounding
+from bitwright.stages.ranges import MinMax, Mse
 from bitwright.stages.residuals import LowRankError
 from bitwright.stages.rounding import Nearest, SecondOrder
 from bitwright.stages.site import rule
@@ -51,8 +51,13 @@ def lorc(
     Cost: a singular value decomposition per weight (its leading part only for large ones);
     ``rank * (out + in)`` more stored numbers.
     """
-    bases: dict[str, Rounding] = {"rtn": Nearest(), "gptq": SecondOrder(order="activation")}
+    bases: dict[str, tuple[RangeEstimator, Rounding]] = {
+        "rtn": (MinMax(), Nearest()),
+        "gptq": (Mse(), SecondOrder(order="activation")),
+    }
     if base not in bases:
         raise InputError(f"lorc rounds by rtn or gptq, not {base!r}; {nearest_key(base, bases)}")
-    quantizer = Quantizer(weights, range=MinMax(), rounding=bases[base], residuals=(LowRankError(rank, storage),))
+    estimator, rounding = bases[base]
+    residual = LowRankError(rank, storage)
+    quantizer = Quantizer(weights, range=estimator, rounding=rounding, residuals=(residual,))
     return Recipe(weights=(rule(select, quantizer),))

@@ -46,7 +46,7 @@ class Asymmetric:
     order: Order = "natural"
     prefix: Prefix = "layer"
     alpha: float = 0.25
-    block: int = 128
+    block: int = 512
 
     def __post_init__(self) -> None:
         if self.prefix == "float":

@@ -39,7 +39,8 @@ def feedback_factor(h: Tensor, damping: float, context: WeightContext) -> Factor
     Raises:
         InputError: if ``H`` holds NaN or Inf, or is indefinite at any damping.
     """
-    if not math.isfinite(float(h.abs().max())):
+    low, high = h.aminmax()
+    if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where}: the calibration inputs hold NaN or Inf; check the float model on that text")
     h = h.clone()
     diagonal = h.diagonal()
@@ -66,7 +67,7 @@ def _factorise(h: Tensor, added: float) -> Factor | None:
         return None
     upper = lower.flip(0, 1).float()
     pivots = upper.diagonal().clone()
-    if not (float(pivots.min()) > 0 and math.isfinite(float(upper.abs().max()))):
+    if not (float(pivots.min()) > 0 and math.isfinite(float(pivots.max()))):
         return None
     return Factor(upper.div_(pivots).triu_(1), pivots.square())
 
@@ -94,7 +95,7 @@ class SecondOrder:
     damping: float = 0.01
     order: Order = "natural"
     prefix: Prefix = "layer"
-    block: int = 128
+    block: int = 512
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -2,13 +2,12 @@
 
 Column k of the current weight is ``w_k + sum_(j<k) U_jk (w_j - q_j)``, where ``q`` are the rounded columns, and, for
 rules that also follow the input's own error, ``+ sum_(j<k) G_jk c_j`` with the current columns ``c``. The sums are
-taken lazily: over all earlier blocks in one matrix product per block, over earlier runs of the block in one small
-product per run, and column by column only within a run.
+taken lazily: over all earlier blocks in one matrix product per block, within a block half by half (the first half is
+finished, then feeds back to the second in one product), and column by column only within runs of a few.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +31,7 @@ class Factor:
 
 
 def sweep(
-    w: Tensor, bound: BoundQuantizer, order: Tensor, factor: Factor, carry: Tensor | None = None, block: int = 128
+    w: Tensor, bound: BoundQuantizer, order: Tensor, factor: Factor, carry: Tensor | None = None, block: int = 512
 ) -> Tensor:
     """Round the columns of ``w[out, in]`` in ``order`` and return the dequantized weight.
 
@@ -53,10 +52,28 @@ def sweep(
     spans = dict(bound.spans) if refit else {}
     if not refit:
         bound.open_all(w, importance)
-    for start in range(0, columns, block):
-        state.round_block(start, min(start + block, columns), spans)
+    for start, stop in _blocks(columns, block, spans):
+        state.round_block(start, stop, spans)
     value = state.target if natural else state.target[torch.argsort(order)]
     return value.t().contiguous()
+
+
+def _blocks(columns: int, block: int, spans: dict[int, int]) -> list[tuple[int, int]]:
+    """Lazy batches of about ``block`` columns; a span that is not longer than one is not cut."""
+    width = max((stop - start for start, stop in spans.items()), default=1)
+    step = block // width * width if width <= block else block
+    return [(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def _cut(first: int, last: int, spans: dict[int, int]) -> int | None:
+    """Where to halve ``first..last``: between spans while there are several, then between runs; ``None``: nowhere."""
+    borders = [s for s in spans if first < s < last]
+    if borders:
+        return borders[len(borders) // 2]
+    if last - first <= _RUN:
+        return None
+    runs = -(-(last - first) // _RUN)
+    return first + (runs + 1) // 2 * _RUN
 
 
 class _State:
@@ -94,24 +111,31 @@ class _State:
         """Round the columns ``start..stop``; ``spans`` (start -> stop) are the groups to fit on entry."""
         x = self.target[start:stop].clone()
         self.add_feedback(x, 0, start, start, stop)
-        borders = sorted({*range(start, stop, _RUN), *(s for s in spans if start <= s < stop), stop})
-        for first, last in itertools.pairwise(borders):
-            if first in spans:
-                self._open(x, start, stop, first, spans[first])
-            self.add_feedback(x[first - start : last - start], start, first, first, last)
-            self._round_run(x[first - start : last - start], first, last)
+        self._visit(x, start, stop, spans)
 
-    def _open(self, x: Tensor, start: int, stop: int, first: int, last: int) -> None:
-        """Fit the span ``first..last`` to its current weights; ``x`` holds those of the block up to its start.
+    def _visit(self, x: Tensor, first: int, last: int, spans: dict[int, int]) -> None:
+        """Round the columns ``first..last``; their current values ``x`` know of all columns before ``first``."""
+        middle = _cut(first, last, spans)
+        if first in spans and not any(first < s < last for s in spans):
+            self._open(x, first, spans[first], last)
+            spans = {}
+        if middle is None:
+            self._round_run(x, first, last)
+            return
+        self._visit(x[: middle - first], first, middle, spans)
+        self.add_feedback(x[middle - first :], first, middle, middle, last)
+        self._visit(x[middle - first :], middle, last, spans)
+
+    def _open(self, x: Tensor, first: int, last: int, known: int) -> None:
+        """Fit the span ``first..last`` to its current weights; ``x`` holds those of ``first..known``.
 
         A current weight is the best one while all later columns are free, also those of the span before it: column k
         of the span counts the change ``d_j = c_j - w_j`` of the earlier ones as if they were not going to be rounded.
         With the feedback f of the finished columns that is ``d (I + U) = f`` over the span.
         """
         target = self.target[first:last]
-        if last <= stop:
-            change = x[first - start : last - start].clone()
-            self.add_feedback(change, start, first, first, last)
+        if last <= known:
+            change = x[: last - first].clone()
         else:
             change = target.clone()
             self.add_feedback(change, 0, first, first, last)
