@@ -22,7 +22,7 @@ from torch import nn
 
 from bitwright import __version__
 from bitwright.data import ImageData, TokenData
-from bitwright.errors import BitwrightError, CheckError, InputError
+from bitwright.errors import CheckError, InputError
 from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
@@ -57,8 +57,9 @@ class JobResult:
 
     @property
     def coded(self) -> dict[str, Any]:
-        """Every coded weight by path."""
-        return {p: m.weight for u in self.units for p, m in u.modules.items() if m.weight is not None}
+        """Every coded weight by path: the tensor of a job in memory, its facts where it was written."""
+        found = {p: m.weight if m.weight is not None else m.facts for u in self.units for p, m in u.modules.items()}
+        return {path: weight for path, weight in found.items() if weight is not None}
 
     @property
     def bits_per_weight(self) -> float:
@@ -144,18 +145,26 @@ def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
         work = prepare_folder(job.out)
         try:
             result = _run_units(job, opened, work, progress)
-        except BitwrightError as error:
+            if job.verify:
+                _verify_in_place(job, opened, work, result, skeleton)
+        except InputError as error:
             # A full disk can be mended and the job resumed; after wrong input nothing half-written may stay.
             if fresh and not isinstance(error.__cause__, OSError):
                 shutil.rmtree(work, ignore_errors=True)
             raise
-        if job.verify:
-            verification = verify(work, result, skeleton)
-            result.verification = verification.as_json()
-            if not verification.ok:
-                raise CheckError(f"{work} does not verify and keeps its name: {verification.text}")
         publish(work, job.out)
     return result
+
+
+def _verify_in_place(job: Job, opened: Opened, work: Path, result: JobResult, skeleton: nn.Module | None) -> None:
+    verification = verify(work, result, skeleton)
+    result.verification = verification.as_json()
+    source = opened.model.checkpoint
+    spoiled = [name for name in verification.bad_tensors if source is not None and name in source.tensors]
+    if spoiled:  # copied as they are
+        raise InputError(f"{job.model}: tensor {spoiled[0]!r} holds NaN or Inf; download or train the model again")
+    if not verification.ok:
+        raise CheckError(f"{work} does not verify and keeps its name: {verification.text}")
 
 
 @contextmanager
@@ -211,6 +220,8 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
                 entry = output.write(unit, result)
                 fresh = [dataclasses.asdict(e) for e in events.entries[before:]]
                 journal.add(dataclasses.replace(entry, facts={**entry.facts, "events": fresh}))
+        if output is not None:
+            result.let_go()
         results.append(result)
         progress(unit.name, unit.index + 1, total, 1.0)
     manifest = build_manifest(job, results)
