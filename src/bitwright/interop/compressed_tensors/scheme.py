@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from bitwright.errors import InputError
-from bitwright.formats import Block, Channel, FlatBlock, Format, Granularity, Group, IntGrid, MiniFloat, Tensor
+from bitwright.formats import Block, Channel, FlatBlock, Format, Granularity, Group, IntGrid, MiniFloat, Tensor, parse
 from bitwright.formats.scales import FLOAT_STORAGE
 from bitwright.interop.compressed_tensors.activation import check_input
 
@@ -74,7 +74,8 @@ def scheme_of(
 def _integer_text(weight: Format, width: int) -> str:
     """The nearest format of integers."""
     bits = min(max(weight.grid.bits, 2), 8)
-    return f"int{bits} {_rows_text(weight.granularity, width)} {'sym' if weight.grid.min_level < 0 else 'asym'}"
+    symmetry = "sym" if weight.grid.min_level < 0 else "asym"
+    return str(parse(f"int{bits} {_rows_text(weight.granularity, width)} {symmetry}"))
 
 
 def _rows_text(granularity: Granularity, width: int) -> str:
@@ -103,7 +104,7 @@ def _row_strategy(
 ) -> tuple[str, int | None]:
     granularity, columns = weight.granularity, shape[1]
     if granularity in (Tensor(), Channel()) or (isinstance(granularity, Group) and granularity.axis == 1):
-        if not isinstance(granularity, Group) or granularity.size >= columns:
+        if not isinstance(granularity, Group) or granularity.size > columns:
             return "channel", None
         if columns % granularity.size:
             why = f"groups of {granularity.size} do not divide its rows of {columns}"
