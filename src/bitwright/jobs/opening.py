@@ -88,7 +88,8 @@ def open_job(job: Job) -> Opened:
     model = open_model(job.model, stream=folder)
     batches = make_batches(job.data, job.batch_size)
     example = one_row(batches[0]) if batches else None
-    structure = discover(model, example)
+    # Proofs run the model; a recipe that moves nothing between layers needs blocks and sites only.
+    structure = discover(model, example, proofs=bool(job.recipe.transforms))
     choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
         raise InputError(

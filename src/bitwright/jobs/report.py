@@ -25,15 +25,15 @@ def report_values(result: JobResult) -> dict[str, Any]:
     tensors = [
         {
             "path": path,
-            "format": str(module.weight.codes.format) if module.weight.codes is not None else module.weight.normal_form,
-            "terms": module.weight.normal_form,
+            "format": facts.format,
+            "terms": facts.terms,
             "input": None if module.input_format is None else str(module.input_format),
-            "bits_per_weight": module.weight.bits_per_weight,
+            "bits_per_weight": facts.bits_per_weight,
             "relative_error": module.error,
         }
         for unit in result.units
         for path, module in unit.modules.items()
-        if module.weight is not None
+        if (facts := module.describe()) is not None
     ]
     kept = [
         {"path": path, "reason": choice.reason}

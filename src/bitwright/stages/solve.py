@@ -31,6 +31,8 @@ def quantize_weight(w: Tensor, quantizer: Quantizer, context: WeightContext | No
     context = context or WeightContext()
     _check(w, quantizer, context)
     w = w.float()
+    if _plain(quantizer):
+        return QuantizedTensor((quantizer.format.quantize(w),))
     removed = _take_out(w, quantizer, context)
     rounds = max([residual.rounds for residual, _ in removed if isinstance(residual, Refitted)], default=1)
     for _ in range(rounds):
@@ -57,6 +59,12 @@ def _check(w: Tensor, quantizer: Quantizer, context: WeightContext) -> None:
             f"format '{quantizer.format}' and codebook {quantizer.codebook!r} do not fit together; "
             "a lut format needs a codebook learner and no other format takes one"
         )
+
+
+def _plain(quantizer: Quantizer) -> bool:
+    """Whether the format's own absmax rounding gives the same codes in one fused pass."""
+    parts = (quantizer.range or MinMax(), quantizer.rounding or Nearest())
+    return parts == (MinMax(), Nearest()) and quantizer.codebook is None and not quantizer.residuals
 
 
 Removed = list[tuple[Residual, Sparse | LowRank]]
