@@ -22,7 +22,7 @@ from bitwright.models.pairs import spread_heads
 from bitwright.models.residual import stream_edits
 from bitwright.models.stream import logits_of
 from bitwright.models.structure import Pair, Structure
-from tests.unit.models_toys import toy_model
+from tests.unit.models_toys import seeded, toy_model
 
 DECODERS = ["llama", "llama-tied", "qwen2", "mistral", "gpt2", "opt", "gpt-neox", "phi", "phi3", "falcon", "gemma"]
 OTHERS = ["gemma2", "olmo2", "mixtral", "bert", "bert-masked", "vit"]
@@ -338,3 +338,56 @@ def test_weights_that_the_example_does_not_reach_are_found() -> None:
     assert sites["experts.1"].bias == "experts.1.bias"
     assert (sites["odd"].parameter, sites["odd"].shape, sites["odd"].transposed) == ("kernel", (5, 8), True)
     assert found.unaccounted == ("table.weight",)
+
+
+class _Block(nn.Module):
+    """Pre-norm block whose last linear reads the stream without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(16)
+        self.up = nn.Linear(16, 24)
+        self.down = nn.Linear(24, 16)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.down(torch.tanh(self.up(self.norm(x))))
+        return x + self.mix(x)
+
+
+class _HeadFirst(nn.Module):
+    """The head is registered before the embedding that it shares its weight with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 40, bias=False)
+        self.blocks = nn.ModuleList([_Block() for _ in range(3)])
+        self.table = nn.Embedding(40, 16)
+        self.table.weight = self.head.weight
+        self.norm = nn.RMSNorm(16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def test_a_reader_that_also_writes_and_a_tie_in_reverse() -> None:
+    module = seeded(_HeadFirst)
+    ids = torch.arange(24).reshape(2, 12)
+    found = discover(open_model(module), ids)
+    stream = found.residual
+    assert stream is not None
+    assert stream.embeddings == ("table",)
+    assert "blocks.1.mix" in stream.readers
+    assert "blocks.1.mix" in stream.writers
+    assert found.ties == (("table.weight", "head.weight"),)
+    assert next(site for site in found.sites if site.path == "table").tied_to == "head.weight"
+    rotation = _orthogonal(16, keep_ones=False).float()
+    edits = stream_edits(open_model(module), found.norms, stream, lambda vectors: vectors @ rotation.T)
+    turned = copy.deepcopy(module)
+    for parameter, value in edits.items():
+        path, _, leaf = parameter.rpartition(".")
+        setattr(turned.get_submodule(path), leaf, nn.Parameter(value))
+    torch.testing.assert_close(turned(ids), module(ids), rtol=1e-4, atol=1e-4)

@@ -73,7 +73,7 @@ def propose_stream(model: Model, flow: Flow, chain: Chain) -> ResidualStream:
 
 def output_parameters(site: WeightSite) -> list[StreamParameter]:
     """The weight and bias of a site along their output channels."""
-    found = [StreamParameter(site.tied_to or site.name, 1 if site.transposed or site.kind == "embedding" else 0)]
+    found = [StreamParameter(site.name, 1 if site.transposed or site.kind == "embedding" else 0)]
     return found if site.bias is None else [*found, StreamParameter(site.bias, 0)]
 
 
@@ -244,13 +244,13 @@ def rotated(tensor: torch.Tensor, axis: int, turn: Turn) -> torch.Tensor:
 
 
 def stream_edits(
-    model: Model, all_norms: Iterable[NormSite], stream: ResidualStream, turn: Turn,
-    prefix: str = "", skip: tuple[str, ...] = (),
+    model: Model, all_norms: Iterable[NormSite], stream: ResidualStream, turn: Turn, prefix: str = "",
+    skip: tuple[str, ...] = (), side: str = "both",
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """New values of the stream's parameters whose names begin with ``prefix`` and with none of ``skip``.
 
     Gains are folded into the readers (a norm's shift b stays in the norm as Q·(b / gain)), then all is rotated;
-    ``turn`` maps vectors v along the last axis to Q·v.
+    ``turn`` maps vectors v along the last axis to Q·v. ``side`` is ``writes``, ``reads`` (norms included) or ``both``.
 
     Raises:
         NotOffered: when a gain is zero where the norm has a shift.
@@ -261,22 +261,30 @@ def stream_edits(
         return name.startswith(prefix) and not name.startswith(skip)
 
     edits: dict[str, torch.Tensor] = {}
-    for item in stream.writes:
+    for item in stream.writes if side != "reads" else ():
         if wanted(item.name):
             edits[item.name] = rotated(model.read_parameter(item.name), item.axis, turn)
+    if side == "writes":
+        return edits
     for item in stream.reads:
-        if not wanted(item.name):
-            continue
-        value = model.read_parameter(item.name)
-        norm = norms.get(item.norm or "")
-        if norm is not None and norm.weight is not None:
-            gain = norm_gain(model, norm).to(value.dtype)
-            value = value * (gain if item.axis == value.dim() - 1 else gain.unsqueeze(-1))
-        edits[item.name] = rotated(value, item.axis, turn)
+        if wanted(item.name):
+            norm = norms.get(item.norm or "")
+            edits[item.name] = rotated(_with_gain(model, item, norm, edits), item.axis, turn)
     for norm in norms.values():
         if norm.weight is not None and wanted(f"{norm.path}.{norm.weight}"):
             edits.update(_plain_norm(model, norm, turn))
     return edits
+
+
+def _with_gain(
+    model: Model, item: StreamParameter, norm: NormSite | None, edits: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """A reader with the gain of its norm folded in; one that also writes was rotated on that side already."""
+    value = edits.pop(item.name) if item.name in edits else model.read_parameter(item.name)
+    if norm is None or norm.weight is None:
+        return value
+    gain = norm_gain(model, norm).to(value)
+    return value * (gain if item.axis == value.dim() - 1 else gain.unsqueeze(-1))
 
 
 def norm_gain(model: Model, norm: NormSite) -> torch.Tensor:

@@ -75,17 +75,14 @@ class RotationProof:
             NotOffered: when the output moves.
         """
         blocks = tuple(f"{path}." for path in prover.stream.blocks)
-        edits = stream_edits(self.model, self.flow.norms, self.stream, self.rotation.turn, skip=blocks)
-        writes = {item.name for item in self.stream.writes}
-        before = {name: value for name, value in edits.items() if name in writes}
-        behind = {name: value for name, value in edits.items() if name not in writes or name in self._read_names()}
-        self._keep(self.rotation.back(prover.prefix(before)), prover.hidden[0], "the embeddings")
-        turned = prover.output(SUFFIX, behind, self.rotation.turn(prover.hidden[-1]))
+        turned = prover.prefix(self._edits("writes", blocks))
+        self._keep(self.rotation.back(turned), prover.hidden[0], "the embeddings")
+        turned = prover.output(SUFFIX, self._edits("reads", blocks), self.rotation.turn(prover.hidden[-1]))
         self._keep(turned, prover.output(SUFFIX), "the layers behind the blocks")
         return replace(self.stream, error=max(self.errors))
 
-    def _read_names(self) -> set[str]:
-        return {item.name for item in self.stream.reads}
+    def _edits(self, side: str, skip: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return stream_edits(self.model, self.flow.norms, self.stream, self.rotation.turn, skip=skip, side=side)
 
     def _keep(self, value: torch.Tensor, reference: torch.Tensor, where: str) -> None:
         error = relative_error(value, reference)
