@@ -145,7 +145,7 @@ def test_lorc_slots() -> None:
             value = run("lorc", layer, "int3 channel asym", base=base, rank=rank).dequantize()
             errors.append(float((value - layer.w).norm()))
         assert errors == sorted(errors, reverse=True)
-    with pytest.raises(InputError, match="rtn or gptq"):
+    with pytest.raises(InputError, match="did you mean 'gptq'"):
         load_recipe("lorc", {"base": "gtpq"})
 
 

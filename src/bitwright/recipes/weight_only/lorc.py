@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bitwright.errors import InputError, nearest_key
 from bitwright.formats import Format, parse
 from bitwright.recipes.base import Check, Claim, Recipe, Variant, recipe
 from bitwright.stages.quantizer import Quantizer, RangeEstimator, Rounding
@@ -55,8 +54,6 @@ def lorc(
         "rtn": (MinMax(), Nearest()),
         "gptq": (Mse(), SecondOrder(order="activation")),
     }
-    if base not in bases:
-        raise InputError(f"lorc rounds by rtn or gptq, not {base!r}; {nearest_key(base, bases)}")
     estimator, rounding = bases[base]
     residual = LowRankError(rank, storage)
     quantizer = Quantizer(weights, range=estimator, rounding=rounding, residuals=(residual,))
