@@ -41,7 +41,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _job(model: Path, out: Path, recipe: str = "gptq", weights: str = "int4 g16 asym", seed: int = 0) -> Job:
-    return Job(model, build_recipe(recipe, (), weights), [{"input_ids": token_ids()}], out=out, seed=seed)
+    data = [{"input_ids": token_ids()}]
+    return Job(model, build_recipe(recipe, (), weights), data, out=out, seed=seed, verify=False)
 
 
 def _kill_at(count: int) -> None:
@@ -174,7 +175,7 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.Mo
         "recipe": _job(model, tmp_path / "out", "rtn", "int3 g16 asym"),
         "seed": _job(model, tmp_path / "out", "rtn", seed=1),
         "model": _job(three, tmp_path / "out", "rtn"),
-        "data": Job(model, job.recipe, [{"input_ids": token_ids().flip(0)}], out=job.out),
+        "data": Job(model, job.recipe, [{"input_ids": token_ids().flip(0)}], out=job.out, verify=False),
     }
     for name, other in others.items():
         with pytest.raises(InputError, match=rf"another {name} .*use the same {name}, another --out"):
