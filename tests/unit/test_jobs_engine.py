@@ -43,7 +43,13 @@ def _recipe(name: str = "gptq", *settings: tuple[str, str], weights: str = "int4
 
 
 def _codes(result: JobResult) -> dict[str, Tensor]:
-    return {path: q.dequantize() for path, q in result.coded.items()}
+    """Values of the coded weights: of a job in memory from its result, else from the folder that it wrote."""
+    if result.job.out is None:
+        return {path: q.dequantize() for path, q in result.coded.items()}
+    from bitwright.runtime.load import load
+
+    modules = load(result.job.out).named_modules()
+    return {path: module.dequantized() for path, module in modules if isinstance(module, QuantModule)}
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq", "awq", "smoothquant"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitwright.models import Structure, WeightSite
 from bitwright.recipes import Recipe
 from bitwright.stages.quantizer import Quantizer
+from bitwright.stages.ranges.activation import InputMinMax
 from bitwright.stages.site import Rule, Target, select
 from bitwright.statistics import Statistic
 
@@ -33,6 +34,8 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         target = Target(site.path, site.kind, site.role)
         weight = select(recipe.weights, target)
         taken = select(recipe.activations, target) if site.kind != "embedding" else None
+        if taken is not None and taken.range is None and taken.format.time == "static":
+            taken = replace(taken, range=InputMinMax())  # the default range of a tensor that is not held
         reason = "" if weight is not None else _reason(recipe.weights, site)
         if weight is not None and site.tied_to is not None:
             weight, reason = None, f"tied to {site.tied_to}, which stays float"
