@@ -104,9 +104,9 @@ def test_white_paper_pipeline_is_close_to_float_and_each_part_helps(digits: nn.M
         assert quantized(digits, "whitepaper-int8", "int4 channel sym", **part)[1] > full
 
 
-@pytest.mark.parametrize("recipe", ["adaround", "brecq"])
-def test_learned_rounding_beats_nearest(digits: nn.Module, recipe: str) -> None:
-    _, nearest = quantized(digits, "rtn-mse", "int3 channel sym", select="all")
-    result, learned = quantized(digits, recipe, "int3 channel sym", steps=60, rate=0.3)
+@pytest.mark.parametrize(("recipe", "arguments"), [("adaround", {"rate": 0.3}), ("brecq", {"rounding": "offset"})])
+def test_learned_rounding_beats_nearest(digits: nn.Module, recipe: str, arguments: dict[str, object]) -> None:
+    _, nearest = quantized(digits, "rtn-mse", "int4 channel sym", select="all")
+    result, learned = quantized(digits, recipe, "int4 channel sym", steps=60, **arguments)
     assert learned < 0.7 * nearest
     assert set(result.coded) == {"conv1", "depthwise", "pointwise", "conv2", "fc"}

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 
 
 def learn_unit(engine: Engine, learn: Learn, unit: Unit, view: UnitView, result: UnitResult) -> None:
-    """Run one Learn entry over a unit: the whole unit at once, or layer after layer."""
+    """Run one Learn entry over a unit: a block at once, or layer after layer.
+
+    What lies before and behind the blocks is learned layer by layer at any scope, as BRECQ does with the first and the
+    last layer.
+    """
     coded = [s.path for s in unit.sites if s.path in result.modules and result.modules[s.path].weight is not None]
     coded = [path for path in coded if result.modules[path].kind != "embedding"]
     if not coded:
         return
     if engine.twin is None:
         raise RuntimeError("learning needs the float twin")
-    if learn.scope == "block":
+    if learn.scope == "block" and unit.kind in ("block", "whole"):
         _finish(engine, learn, _unit_task(engine, learn, unit, coded, result), result)
         return
     for path in coded:

@@ -72,7 +72,8 @@ class SoftWeight(nn.Module):
 
     def soft(self) -> Tensor:
         """The weight ``[out, in]`` as the loss sees it."""
-        return (self.low + rectified_sigmoid(self.v) * self.step - self.shift) * self.scale()
+        level: Tensor = self.low + rectified_sigmoid(self.v) * self.step - self.shift
+        return level * self.scale()
 
     def undecided(self, beta: float) -> Tensor:
         """``sum(1 - |2 h - 1|^beta)``, AdaRound's regulariser (eq. 24)."""

@@ -36,9 +36,10 @@ def fit_activation(
     """
     if not statistics:
         return None
-    if not isinstance(quantizer.range, ActivationRange):
-        raise TypeError(f"{quantizer.range!r} cannot fit a static activation range; use InputMinMax or a searched one")
-    return quantizer.range.fit_statistics(quantizer.format, statistics)
+    estimator: object = quantizer.range
+    if not isinstance(estimator, ActivationRange):
+        raise TypeError(f"{estimator!r} cannot fit a static activation range; use InputMinMax or a searched one")
+    return estimator.fit_statistics(quantizer.format, statistics)
 
 
 @dataclass(frozen=True)
