@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ def command(
 
     with Output(json) as out:
         infos = [recipe_info(name)] if name else list(all_recipes())
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "name": i.name, "number": i.number, "family": i.family, "paper": i.paper,
                 "claim": [c.text or describe(c) for c in i.claim.checks] if i.claim is not None else [],
