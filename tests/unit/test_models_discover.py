@@ -391,3 +391,12 @@ def test_a_reader_that_also_writes_and_a_tie_in_reverse() -> None:
         path, _, leaf = parameter.rpartition(".")
         setattr(turned.get_submodule(path), leaf, nn.Parameter(value))
     torch.testing.assert_close(turned(ids), module(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_in_half_precision_keeps_its_pairs_and_says_what_it_loses() -> None:
+    found = discover(open_model(toy_model("llama").bfloat16()))
+    assert found.blocks == _found("llama").blocks
+    assert found.norms == _found("llama").norms
+    assert [(p.source, p.sinks) for p in found.pairs] == [(p.source, p.sinks) for p in _found("llama").pairs]
+    assert found.residual is None
+    assert any("in bfloat16; open the model in float32" in reason for reason in found.reasons)

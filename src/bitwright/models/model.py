@@ -272,7 +272,7 @@ def _skeleton(kind: Any, config: Any, dtype: torch.dtype, checkpoint: Checkpoint
 
 def _loaded(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             module: nn.Module = kind.from_pretrained(
                 str(checkpoint.path), dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
             )
@@ -282,7 +282,7 @@ def _loaded(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """The caller has its own; the library's setting is put back."""
     from transformers.utils import logging as library
 

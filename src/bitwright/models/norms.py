@@ -41,7 +41,7 @@ def probe_norm(module: nn.Module, call: ModuleCall) -> NormSite | None:
     assert call.hidden is not None
     shape = call.hidden.shape
     generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(module)
+    probe = copy.deepcopy(module).float()  # a short float would blur what is told apart here
     parameters = dict(probe.named_parameters())
     x = 0.5 + 1.5 * torch.randn(shape, generator=generator)
     like = next(probe.parameters(), None)

@@ -88,4 +88,6 @@ class RotationProof:
         error = relative_error(value, reference)
         self.errors.append(error)
         if not error <= TOLERANCE:
-            raise NotOffered(f"rotating {where} moves its output by {error:.1e}")
+            short = value.dtype in {torch.float16, torch.bfloat16}
+            hint = f" in {str(value.dtype).removeprefix('torch.')}; open the model in float32" if short else ""
+            raise NotOffered(f"rotating {where} moves its output by {error:.1e}{hint}")
