@@ -146,7 +146,7 @@ def _scores(module: Any, factory: Any, data: TokenData | ImageData, reference: A
 def _float_row(model: RunnableModel, data: TokenData | ImageData) -> dict[str, Any]:
     scores = _scores(model.module, model.cache_factory, data, None)
     scores |= {"kl": 0.0, "top1_agreement": 1.0}
-    bits = 8.0 * next(p.element_size() for p in model.module.parameters())
+    bits = model.stored_bits_per_parameter
     return {
         "recipe": "float",
         "format": "",

@@ -12,7 +12,7 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.jobs.request import model_source
-from bitwright.models import open_model
+from bitwright.models import Checkpoint, open_model
 from bitwright.runtime.load import load
 from bitwright.zoo import load_digits_model
 
@@ -47,6 +47,16 @@ class RunnableModel:
         if self.folder is not None:
             return sum(p.stat().st_size for p in self.folder.glob("*.safetensors"))
         return sum(t.nbytes for t in self.module.state_dict().values())
+
+    @property
+    def stored_bits_per_parameter(self) -> float:
+        """Bits of the stored tensors over all parameters (a tied one counts once)."""
+        if self.folder is not None:
+            tensors = Checkpoint.open(self.folder).tensors.values()
+            stored = sum(info.bytes for info in tensors)
+        else:
+            stored = self.stored_bytes
+        return 8.0 * stored / max(1, sum(p.numel() for p in self.module.parameters()))
 
     @property
     def bits_per_weight(self) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.models.checkpoint import Checkpoint
+from bitwright.models.model import no_progress_bar
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.install import install
 from bitwright.runtime.kernels.table import TABLE
@@ -85,14 +86,15 @@ def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     if "model_type" not in checkpoint.config:
         raise InputError(f"{checkpoint.path}: was written for a plain module; give that module to load(folder, module)")
     try:
-        model, info = kind.from_pretrained(
-            str(checkpoint.path),
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with no_progress_bar():
+            model, info = kind.from_pretrained(
+                str(checkpoint.path),
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except InputError:
         raise
     except Exception as error:
