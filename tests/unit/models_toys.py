@@ -179,3 +179,16 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return randomised(build())
+
+
+def orthogonal(dim: int, keep_ones: bool) -> torch.Tensor:
+    """A random orthogonal matrix in float64; with ``keep_ones`` it maps the vector of ones to itself."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    columns[:, 0] = 1.0
+    basis = torch.linalg.qr(columns)[0]
+    if not keep_ones:
+        return basis
+    inner = torch.eye(dim, dtype=torch.float64)
+    inner[1:, 1:] = torch.linalg.qr(torch.randn(dim - 1, dim - 1, generator=generator, dtype=torch.float64))[0]
+    return basis @ inner @ basis.T
