@@ -20,6 +20,7 @@ from exchange import ANSWERS, answers, arguments, decoder_linears, evaluation_to
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "peers_lm.json"
+TIMES = ("seconds", "processor_seconds", "load_average")
 PROTOCOL = (
     "lm-stories260k; int asym per output row, decoder linears only; calibration 128 x 512 tokens of train_head.txt; "
     "first 200 stories of valid.txt, each alone, BOS + story cut at 512, every token after BOS; KL(float || quantized)"
@@ -100,22 +101,31 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
+def float_layers(tensors: dict[str, torch.Tensor], original: dict[str, torch.nn.Linear]) -> int | None:
+    """How many layers a tool left as they were; unknown where it passed answers."""
+    if ANSWERS in tensors:
+        return None
+    return sum(torch.equal(tensors[f"{name}.weight"], layer.weight) for name, layer in original.items())
+
+
+def line(row: dict[str, object]) -> str:
+    """One row of the printed table."""
+    times = "".join(f"{row[key]:10.2f}" if row.get(key) is not None else " " * 10 for key in TIMES)
+    return f"{row['peer']:15} {row['method']:20} {row['bits']:4} {row['perplexity']:10.4f} {row['kl']:9.5f}{times}"
+
+
 def main() -> None:
     """Evaluate, print and write the rows."""
     options = arguments(__doc__ or "", out={"type": Path, "default": TABLE})
     evaluator = Evaluator(options.assets, options.work)
+    original = decoder_linears(load_model(options.assets))
     stamp = {"commit": commit(), "date": datetime.date.today().isoformat(), "protocol": PROTOCOL}
-    base = evaluator.quality({})
-    rows = [{"peer": "float", "method": "none", "bits": 32, "perplexity": base.perplexity, "kl": base.kl, **stamp}]
-    print(f"{'tool':16} {'method':12} bits perplexity        KL  seconds   load")
-    print(f"{'float':16} {'':12}   32 {base.perplexity:10.4f} {base.kl:9.5f}")
-    for result, weights in results(options.work):
-        found = evaluator.quality(weights)
-        print(
-            f"{result.peer:16} {result.method:12} {result.bits:4} {found.perplexity:10.4f} {found.kl:9.5f} "
-            f"{result.seconds:8.2f} {result.load_average:6.2f}"
-        )
-        rows.append({**vars(result), "perplexity": found.perplexity, "kl": found.kl, **stamp})
+    rows = [{"peer": "float", "method": "none", "bits": 32, **asdict(evaluator.quality({})), **stamp}]
+    print(f"{'tool':15} {'method':20} bits perplexity        KL   seconds processor      load\n{line(rows[0])}")
+    for result, tensors in results(options.work):
+        quality = asdict(evaluator.quality(tensors))
+        rows.append({**vars(result), **quality, "layers_in_float": float_layers(tensors, original), **stamp})
+        print(line(rows[-1]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
