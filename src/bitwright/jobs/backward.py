@@ -68,7 +68,7 @@ def fisher_of_weights(
 
 
 def output_gradients(job: Job, opened: Opened) -> Callable[[str, int], Tensor | None]:
-    """Squared gradients of the loss at every block's output, per batch and element, scaled to mean 1 per batch.
+    """Squared gradients of the loss at every block's output, per batch and element; mean 1 per sequence or image.
 
     Units that are no blocks (what lies before and behind them, or a network without a chain) have none: they are
     learned with the plain squared error.
@@ -99,7 +99,10 @@ def output_gradients(job: Job, opened: Opened) -> Callable[[str, int], Tensor | 
         for path, x in outputs.items():
             assert x.grad is not None
             square = x.grad.square()
-            found[path, index] = square / square.mean().clamp_min(1e-30)
+            # Per sequence or image: where the network is sure of its answer gradients all but vanish, and a few
+            # doubtful images would decide everything.
+            size = square.mean(dim=tuple(range(1, square.ndim)), keepdim=True)
+            found[path, index] = square / size.clamp_min(1e-30)
         outputs.clear()
     for handle in handles:
         handle.remove()

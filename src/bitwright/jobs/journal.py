@@ -34,13 +34,17 @@ class Entry:
 class Journal:
     """Append-only record in the job's working folder."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         self.path = folder / NAME
-        self.identity = dict(identity)
+        self.header: dict[str, Any] = {"format_version": FORMAT_VERSION, "identity": dict(identity), "machine": dict(machine)}
+        self.moved: list[str] = []
         self.entries: list[Entry] = []
 
     def open(self) -> None:
         """Read what an earlier run left, or begin.
+
+        ``moved`` then says in words what differs of the machine (instruction set, threads, versions): the job can go
+        on there, but the bytes may not be those of an uninterrupted run.
 
         Raises:
             InputError: if the earlier run had other inputs; the difference is named.
@@ -53,7 +57,7 @@ class Journal:
         # Rewriting drops a torn last line; the rename makes it safe.
         partial = self.path.with_suffix(".new")
         with partial.open("w", encoding="utf-8") as file:
-            for line in lines or [{"format_version": FORMAT_VERSION, "identity": self.identity}]:
+            for line in lines or [self.header]:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -63,12 +67,16 @@ class Journal:
         if header.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{self.path} was written by another version; remove {self.path.parent} to start anew")
         earlier = header.get("identity", {})
-        for key in sorted({*earlier, *self.identity}):
-            if earlier.get(key) != self.identity.get(key):
+        current = self.header["identity"]
+        for key in sorted({*earlier, *current}):
+            if earlier.get(key) != current.get(key):
                 raise InputError(
                     f"{self.path.parent} holds a job with another {key} ({_short(earlier.get(key))} there, "
-                    f"{_short(self.identity.get(key))} now); use the same {key}, another --out, or remove the folder"
+                    f"{_short(current.get(key))} now); use the same {key}, another --out, or remove the folder"
                 )
+        before, now = header.get("machine", {}), self.header["machine"]
+        differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        self.moved = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing]
 
     def add(self, entry: Entry) -> None:
         """Record a finished unit; returns once it is on disk."""
@@ -94,7 +102,7 @@ class Journal:
         if count == len(self.entries):
             return
         self.entries = self.entries[:count]
-        lines = [{"format_version": FORMAT_VERSION, "identity": self.identity}]
+        lines: list[dict[str, Any]] = [self.header]
         lines += [{"unit": e.unit, "file": e.file, "sha256": e.sha256, "facts": dict(e.facts)} for e in self.entries]
         partial = self.path.with_suffix(".new")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -95,9 +95,15 @@ def identity(job: Job, opened: Opened) -> dict[str, Any]:
         "seed": job.seed,
         "batch_size": job.batch_size,
         "version": __version__,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What rounding of sums depends on beside the inputs; a resumed job that differs here continues with an event."""
+    return {
         "torch": str(torch.__version__).split("+")[0],
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "instructions": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
@@ -194,11 +200,13 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
     engine = _engine(job, opened, events, work)
     total = len(engine.units)
     output = Output(work, opened.model, opened.structure, engine.units, opened.untied) if work is not None else None
-    journal = Journal(work, identity(job, opened)) if work is not None else None
+    journal = Journal(work, identity(job, opened), machine()) if work is not None else None
     finished = []
     if journal is not None:
         assert output is not None
         journal.open()
+        if journal.moved:
+            events.record("another machine", "job", f"{'; '.join(journal.moved)}; the last bits may differ")
         finished = output.unchanged(journal.verified())
         journal.truncate(len(finished))
         if job.request:
