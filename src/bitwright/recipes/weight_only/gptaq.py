@@ -32,7 +32,7 @@ def gptaq(
     damping: float = 0.01,
     order: Order = "activation",
     prefix: Prefix = "layer",
-    alpha: float = 0.25,
+    alpha: float = 1.0,
     clip: bool = True,
     select: str = "linear,conv",
 ) -> Recipe:
@@ -40,8 +40,8 @@ def gptaq(
 
     Minimises ``||Q X - W X_float||`` column by column: besides GPTQ's update, column k adds ``w_k P_k`` to the free
     columns, ``P = triu((X_float - X) X^T R^T, 1) R``, ``H^-1 = R^T R``. What differs from the paper: the LDL form (same
-    result, one triangular solve instead of two products with an inverse); ``alpha=0.25`` is the published code's
-    strength, 1 the paper's formula; ranges are clipped as in ``gptq`` (``clip=False``: the full range).
+    result, one triangular solve instead of two products with an inverse); ``alpha=1`` is the paper's formula,
+    the published code takes 0.25; ranges are clipped as in ``gptq`` (``clip=False``: the full range).
 
     Cost: as ``gptq`` and ``out * in^2 / 2 + in^3 / 2`` multiply-adds more; both streams pass through the model.
     """

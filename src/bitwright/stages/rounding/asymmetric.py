@@ -45,7 +45,7 @@ class Asymmetric:
     damping: float = 0.01
     order: Order = "natural"
     prefix: Prefix = "layer"
-    alpha: float = 0.25
+    alpha: float = 1.0
     block: int = 512
 
     def __post_init__(self) -> None:
