@@ -33,9 +33,9 @@ W3, W2 = "int3 channel sym", "int2 channel sym"
 def adaround(
     weights: Format = parse("int4 channel sym"),
     rounding: Literal["sigmoid", "offset"] = "sigmoid",
-    steps: int = 300,
-    batch: int = 32,
-    rate: float = 0.1,
+    steps: int = 200,
+    batch: int = 16,
+    rate: float = 0.2,
     regulariser: float = 0.1,
     select: str = "all",
 ) -> Recipe:

@@ -34,8 +34,8 @@ def brecq(
     weights: Format = parse("int4 channel sym"),
     rounding: Literal["sigmoid", "offset"] = "sigmoid",
     loss: Literal["fisher", "mse"] = "fisher",
-    steps: int = 300,
-    batch: int = 32,
+    steps: int = 200,
+    batch: int = 16,
     tokens: int = 256,
     rate: float = 0.0,
     scale_rate: float = 0.0,
@@ -45,19 +45,19 @@ def brecq(
     """Learn the rounding of all weights of a block together, so that the block answers as the float one.
 
     The rectified sigmoid of AdaRound, block by block, errors weighed by squared gradients of the task loss (against
-    the network's own prediction); BatchNorms are folded first. Different from the paper: hundreds of steps at a high,
-    falling rate instead of 20,000; inputs are not quantized while learning; what is no block (the layers before and
-    behind the chain) is learned with the plain squared error.
+    the network's own prediction; mean 1 per image); BatchNorms are folded first. Different from the paper: hundreds
+    of steps at a high, falling rate instead of 20,000; inputs are not quantized while learning; what is no block (the
+    layers before and behind the chain) is learned layer by layer with the plain squared error.
 
     ``rounding="offset"`` is another mechanism: an offset before a straight-through rounding, with learned clipping
     (SignRound's variables, moved by Adam). It needs fewer steps on the blocks of a decoder; there ``tokens`` cuts the
     sequences while learning (a causal block answers the first positions alike), since attention is most of a step.
-    ``rate`` and ``scale_rate`` are 0 for the mechanism's own: 0.1 and none, or ``2 / steps`` and ``1 / steps``.
+    ``rate`` and ``scale_rate`` are 0 for the mechanism's own: 0.2 and none, or ``2 / steps`` and ``1 / steps``.
     """
     if rounding == "offset":
         rate, scale_rate = rate or 2.0 / steps, scale_rate or 1.0 / steps
     learn = Reconstruct(
-        "block", steps=steps, batch=batch, tokens=tokens, rounding=rounding, rate=rate or 0.1, scale_rate=scale_rate,
+        "block", steps=steps, batch=batch, tokens=tokens, rounding=rounding, rate=rate or 0.2, scale_rate=scale_rate,
         regulariser=regulariser, loss=loss,
     )  # fmt: skip
     return Recipe(
