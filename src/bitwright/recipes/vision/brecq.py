@@ -39,7 +39,7 @@ def brecq(
     tokens: int = 256,
     rate: float = 0.0,
     scale_rate: float = 0.0,
-    regulariser: float = 0.1,
+    regulariser: float = 0.3,
     select: str = "all",
 ) -> Recipe:
     """Learn the rounding of all weights of a block together, so that the block answers as the float one.
