@@ -83,7 +83,7 @@ def test_importance_is_followed() -> None:
 def test_pieces_do_not_matter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     w, importance = heavy_tailed(), torch.linspace(0.5, 2, 64)
     fitted = []
-    for size in (1 << 17, 70):
+    for size in (1 << 18, 70):
         monkeypatch.setattr("bitwright.stages.ranges.chunks._CHUNK", size)
         bound = BoundQuantizer(parse(text), Mse(), w, importance)
         bound.open_all(w)

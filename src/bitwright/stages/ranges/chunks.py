@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements per piece: a few fp32 temporaries of this size.
-_CHUNK = 1 << 17
+# Elements per piece: a few fp32 temporaries of this size (smaller ones pay more for the calls than the cache saves).
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class Mse:
     """
 
     smallest: float = 0.3
-    steps: int = 24
+    steps: int = 12
     refinements: int = 3
     importance_from: Importance = "solver"
     prefix: Prefix = "float"
