@@ -57,7 +57,8 @@ def _measure(recipe: str, weights: str, model: RunnableModel, data: TokenData, r
     speed = generation_speed(model.module, vocabulary, prompt=32, new_tokens=16, repeats=1)
     bits = model.bits_per_weight
     return {
-        "recipe": recipe, "format": weights, "bits_per_weight": model.stored_bits_per_parameter if bits is None else bits,
+        "recipe": recipe, "format": weights,
+        "bits_per_weight": model.stored_bits_per_parameter if bits is None else bits,
         "bytes": model.stored_bytes, "perplexity": scores.perplexity,
         "kl": 0.0 if scores.kl is None else scores.kl,
         "top1_agreement": 1.0 if scores.top1_agreement is None else scores.top1_agreement,

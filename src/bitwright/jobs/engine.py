@@ -94,11 +94,16 @@ class Engine:
 
     @contextmanager
     def loaded(self, unit: Unit) -> Iterator[None]:
-        """Hold the unit's modules (of the model and its twin) in memory."""
+        """Hold the unit's modules (of the model and its twin) in memory.
+
+        Where nothing runs and nothing is rewritten, only the weights that will be coded are read.
+        """
+        runs = bool(self.batches) or self.probe is not None or bool(self.recipe.transforms)
+        paths = unit.paths if runs else tuple(s.path for s in unit.sites if self._coded(s))
         with ExitStack() as stack:
             for model in (self.model, self.twin):
                 if model is not None:
-                    for path in unit.paths:
+                    for path in paths:
                         stack.enter_context(model.unit(path))
             yield
 

@@ -36,7 +36,8 @@ class Journal:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         self.path = folder / NAME
-        self.header: dict[str, Any] = {"format_version": FORMAT_VERSION, "identity": dict(identity), "machine": dict(machine)}
+        self.header: dict[str, Any] = {"format_version": FORMAT_VERSION, "identity": dict(identity)}
+        self.header["machine"] = dict(machine)
         self.moved: list[str] = []
         self.entries: list[Entry] = []
 
