@@ -49,6 +49,7 @@ class ClaimResult:
     seconds: float
     commit: str
     date: str
+    note: str = ""
     format_version: int = FORMAT_VERSION
 
     def as_json(self) -> dict[str, Any]:
@@ -184,6 +185,7 @@ def run_claim(
         float_metrics=dict(bench.float_metrics),
         seconds=time.perf_counter() - started,
         commit=commit(),
+        note=info.claim.note,
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     )
 

@@ -57,7 +57,7 @@ class Claim:
     """What is measured on which asset.
 
     ``asset`` names an entry of ``claims/assets.toml`` (or ``zoo``); ``prepare`` is ``as is`` or ``plant outliers``;
-    ``formats`` are the weight formats at which the checks are repeated.
+    ``formats`` are the weight formats at which the checks are repeated; ``note`` explains a check that fails.
     """
 
     asset: str
@@ -66,6 +66,7 @@ class Claim:
     formats: tuple[str, ...] = ()
     prepare: str = "as is"
     seeds: tuple[int, ...] = (0,)
+    note: str = ""
 
 
 @dataclass(frozen=True)
