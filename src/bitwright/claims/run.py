@@ -164,6 +164,7 @@ def run_claim(
         raise InputError(f"recipe {name!r} has no claim")
     asset = load_asset(_substitute(info.claim.asset) if assets is None else info.claim.asset, assets)
     started = time.perf_counter()
+    measured_commit = commit()  # of the code that was loaded, not of what is committed while it runs
     bench = Bench(asset, info.claim.prepare, quick)
     runner = Runner(info, info.claim, bench, quick, say)
     checks = tuple(runner.judge(check) for check in info.claim.checks)
@@ -184,7 +185,7 @@ def run_claim(
         measurements=measurements,
         float_metrics=dict(bench.float_metrics),
         seconds=time.perf_counter() - started,
-        commit=commit(),
+        commit=measured_commit,
         note=info.claim.note,
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     )
