@@ -21,7 +21,7 @@ from hqq.core.quantize import Quantizer, hqq_base_quant_config
 def quantized(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     """The values HQQ gives back for `weight`, in fp32."""
     settings = hqq_base_quant_config(nbits=bits, group_size=8, axis=1)["weight_quant_params"]
-    settings["group_size"] = group  # the helper refuses groups that are not multiples of 8; the quantizer does not
+    settings["group_size"] = group  # the defaults refuse groups that are not multiples of 8; the quantizer takes them
     codes, meta = Quantizer.quantize(weight, device="cpu", compute_dtype=torch.float32, bitpack=False, **settings)
     return Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32})
 
