@@ -49,11 +49,18 @@ def test_every_command_is_described(generate: ModuleType) -> None:
 def test_claims_page_shows_the_last_measurement(generate: ModuleType, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     assert "Nothing has been measured" in generate.claims_page(ledger)
-    lines = [{"name": "rtn", "asset": "zoo", "measured": 2.0}, {"name": "rtn", "asset": "zoo", "measured": 1.23456}]
-    ledger.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    check = {"passed": True, "text": "8 bits are nearly lossless", "measured": 1.23456, "baseline": 2.0}
+    claim = {
+        "name": "rtn", "verdict": "pass", "asset": "zoo", "prepare": "as is", "seeds": [0], "commit": "abc",
+        "date": "day", "protocol": "some words", "checks": [check], "note": "said so",
+        "measurements": {"rtn int8": {"perplexity": 3.5, "kl": 0.1, "bits": 8.25, "seconds": 1.0}},
+    }  # fmt: skip
+    ledger.write_text(json.dumps(claim) + "\n", "utf-8")
     page = generate.claims_page(ledger)
-    assert "| rtn | zoo | 1.235 |" in page
-    assert "| 2 |" not in page
+    assert "| rtn | pass | zoo | as is | 0 | abc | day |" in page
+    assert "| pass | 8 bits are nearly lossless | 1.235 | 2 |" in page
+    assert "| rtn int8 | 8.25 | 3.5 | 0.1 |  | 1 |" in page
+    assert "said so" in page
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -215,7 +215,7 @@ def test_fisher_weights_decide_which_outputs_matter() -> None:
     weighed = dataclasses.replace(problem, importance=lambda i: importance)
 
     def first_row(loss: str) -> float:
-        learn = Reconstruct("layer", steps=60, rounding="offset", rate=0.05, loss=loss)  # type: ignore[arg-type]
+        learn = Reconstruct("layer", steps=60, rounding="offset", rate=0.01, loss=loss)  # type: ignore[arg-type]
         found = learn.run(weighed)["layer"].dequantize()
         errors = [(weighed.forward({"layer": found}, i) - weighed.target(i))[:, 0] for i in range(6)]
         return sum(float(e.square().mean()) for e in errors)
