@@ -1,0 +1,43 @@
+"""Time Bitwright's GPTQ on one block of a real size: int4, groups of 128, the whole job in memory.
+
+`hessian` is the sums over the inputs, `solve` the seven layers' rounding, `rest` discovery, the forward passes of the
+sweeps (one per group of layers that share an input) and bookkeeping. `clip=False` rounds with the peers' full ranges.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from block_clock import Parts, report
+
+from bitwright import __version__
+from bitwright.jobs import engine
+from bitwright.jobs.api import quantize as run_job
+from bitwright.statistics.hessian import HessianCollector
+
+PARTS = Parts()
+
+
+def quantize(model: torch.nn.Module, rows: torch.Tensor) -> None:
+    """The job as `bitwright.quantize` runs it, with a clock around its two costly functions."""
+    update, solve = HessianCollector.update, engine.quantize_weight
+
+    def timed_update(*arguments: object) -> None:
+        with PARTS.counted("hessian"):
+            update(*arguments)
+
+    def timed_solve(*arguments: object) -> object:
+        with PARTS.counted("solve"):
+            return solve(*arguments)
+
+    HessianCollector.update, engine.quantize_weight = timed_update, timed_solve
+    batches = [{"input_ids": row.unsqueeze(0)} for row in rows]
+    run_job(model, "gptq", batches, weights="int4 g128", settings={"clip": "false"})
+
+
+if __name__ == "__main__":
+    report(__doc__ or "", "bitwright", __version__, PARTS, quantize)
