@@ -28,7 +28,7 @@ W3, W2 = "int3 channel sym", "int2 channel sym"
         ),
         variants=(Variant("rtn-mse", "rtn-mse", (("select", "all"),)),),
         seeds=(0, 1, 2),
-        note="Without the assets the claim runs on the embedded digits classifier. That network has no chain of blocks, "
+        note="Without the assets the claim runs on the embedded digits classifier. It has no chain of blocks, "
         "so its only block is the whole network, and 200 steps of soft rounding do not settle there; layer by layer "
         "(adaround) they do. The checks are meant for ResNet-20.",
     ),
