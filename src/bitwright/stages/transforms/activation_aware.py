@@ -12,13 +12,13 @@ from torch import Tensor
 from bitwright.events import Events
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.solve import quantize_weight
-from bitwright.stages.transforms.base import Block, PairView, Scope, TransformReport
+from bitwright.stages.transforms.base import Block, PairView, TransformReport, WithinUnit
 from bitwright.stages.transforms.pair import scale_pair, shared_scale
 from bitwright.statistics import ChannelMeans, Statistic
 
 
 @dataclass(frozen=True)
-class ActivationAwareScaling:
+class ActivationAwareScaling(WithinUnit):
     """``s = mean|x|^alpha`` with alpha from a grid, chosen by the error of the unit's output (Lin et al. 2023, eq. 5).
 
     The candidate weights ``Q(W s) / s`` of one pair's sinks are put into the float unit, which is run on
@@ -32,16 +32,6 @@ class ActivationAwareScaling:
     points: int = 20
     batches: int = 1
     kinds: tuple[str, ...] = ("norm_linear", "linear_linear")
-
-    @property
-    def unties(self) -> bool:
-        """Both ends of a pair lie inside one unit."""
-        return False
-
-    @property
-    def scope(self) -> Scope:
-        """Needs the unit's own statistics."""
-        return "block"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

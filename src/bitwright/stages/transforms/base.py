@@ -162,6 +162,41 @@ class Transform(Protocol):
         """Rewrite the unit's weights in place; ``statistics[path][request]`` are results of linears' inputs."""
 
 
+@dataclass(frozen=True)
+class DataFree:
+    """What data-free transforms share: they are applied to every unit as it is loaded and touch no tied weight."""
+
+    @property
+    def scope(self) -> Scope:
+        """Applied to every unit as it is loaded."""
+        return "model"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def unties(self) -> bool:
+        """Most touch no tied weight."""
+        return False
+
+
+@dataclass(frozen=True)
+class WithinUnit:
+    """What transforms of pairs share: they read their own unit's statistics and both ends lie inside it."""
+
+    @property
+    def scope(self) -> Scope:
+        """Runs once the unit's float statistics are there."""
+        return "block"
+
+    @property
+    def unties(self) -> bool:
+        """Both ends of a pair lie inside one unit."""
+        return False
+
+
 def transforms_by_scope(transforms: Sequence[Transform], scope: Scope) -> tuple[Transform, ...]:
     """The transforms of one scope, in the recipe's order."""
     return tuple(t for t in transforms if t.scope == scope)

@@ -10,33 +10,18 @@ import torch
 from torch import Tensor
 
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, PairView, Scope, TransformReport
+from bitwright.stages.transforms.base import Block, DataFree, PairView, TransformReport
 from bitwright.statistics import Statistic
 
 
 @dataclass(frozen=True)
-class FoldBatchNorm:
+class FoldBatchNorm(DataFree):
     """Multiply every BatchNorm into the convolution (or linear) that it follows, and remove it.
 
     ``gain (W x + b - mean) / sqrt(var + eps) + bias`` is again a convolution; the layer gets a bias if it had none.
     Exact but for one rounding to the stored dtype (Krishnamoorthi 2018, section 3.1.2; Nagel et al. 2021, section
     2.3.1). Does nothing to networks without BatchNorm.
     """
-
-    @property
-    def scope(self) -> Scope:
-        """Data-free."""
-        return "model"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing."""
-        return ()
-
-    @property
-    def unties(self) -> bool:
-        """Convolutions are not tied."""
-        return False
 
     def apply(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, PairView, Scope, TransformReport
+from bitwright.stages.transforms.base import Block, DataFree, PairView, TransformReport
 from bitwright.statistics import Statistic
 
 # A channel that is nearly dead on one side must not be blown up on the other.
@@ -18,7 +18,7 @@ LARGEST = 1e3
 
 
 @dataclass(frozen=True)
-class CrossLayerEqualization:
+class CrossLayerEqualization(DataFree):
     """``s_c = sqrt(r1_c / r2_c)`` between the largest weights of channel c: of the rows that write it (``r1``) and of
     the columns that read it (``r2``); the first layer is divided by s, the second multiplied (Nagel et al. 2019,
     eq. 11). Repeated over all pairs of the unit until nothing moves, since a layer can lie in two pairs.
@@ -33,21 +33,6 @@ class CrossLayerEqualization:
 
     passes: int = 20
     tolerance: float = 1e-3
-
-    @property
-    def scope(self) -> Scope:
-        """Data-free."""
-        return "model"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing."""
-        return ()
-
-    @property
-    def unties(self) -> bool:
-        """Convolutions are not tied."""
-        return False
 
     def apply(
         self,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, Scope, TransformReport
+from bitwright.stages.transforms.base import Block, TransformReport, WithinUnit
 from bitwright.stages.transforms.pair import scale_pair, shared_scale
 from bitwright.statistics import AbsMax, Statistic
 
 
 @dataclass(frozen=True)
-class ExponentShift:
+class ExponentShift(WithinUnit):
     """``b_j = clip(round(log2(max_k |x_k| / |x_j|)), 0, limit)`` per channel (Liu et al. 2023, eq. 10-12).
 
     Quiet channels are multiplied by ``2^b_j`` so that one tensor scale serves all; the weights' columns are divided by
@@ -29,16 +29,6 @@ class ExponentShift:
 
     limit: int = 3
     kinds: tuple[str, ...] = ("norm_linear", "linear_linear")
-
-    @property
-    def unties(self) -> bool:
-        """Both ends of a pair lie inside one unit."""
-        return False
-
-    @property
-    def scope(self) -> Scope:
-        """Needs the unit's own statistics."""
-        return "block"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

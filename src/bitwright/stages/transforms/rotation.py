@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, OnlineOperation, Scope, StreamTouch, TransformReport
+from bitwright.stages.transforms.base import Block, DataFree, OnlineOperation, StreamTouch, TransformReport
 from bitwright.stages.transforms.hadamard import apply_hadamard, hadamard_block
 from bitwright.stages.transforms.pair import source_rows
 from bitwright.statistics import Statistic
@@ -28,27 +28,7 @@ def usable_block(dim: int, where: str, events: Events) -> int:
 
 
 @dataclass(frozen=True)
-class _DataFree:
-    """What the rotations have in common: they read no data and are applied as a unit is loaded."""
-
-    @property
-    def scope(self) -> Scope:
-        """Applied to every unit as it is loaded."""
-        return "model"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing."""
-        return ()
-
-    @property
-    def unties(self) -> bool:
-        """Most rotations touch no tied weight."""
-        return False
-
-
-@dataclass(frozen=True)
-class ResidualRotation(_DataFree):
+class ResidualRotation(DataFree):
     """Rotate the residual stream by one randomised Hadamard matrix Q (section 4.1, "stage 1a").
 
     Norm gains are folded into the layers that read the norm; whatever writes the stream is multiplied by Q, whatever
@@ -111,7 +91,7 @@ class ResidualRotation(_DataFree):
 
 
 @dataclass(frozen=True)
-class ValueRotation(_DataFree):
+class ValueRotation(DataFree):
     """Rotate every value head by a Hadamard matrix, undone in the output projection (the folded half of stage 1b)."""
 
     def apply(
@@ -141,7 +121,7 @@ class ValueRotation(_DataFree):
 
 
 @dataclass(frozen=True)
-class OnlineRotation(_DataFree):
+class OnlineRotation(DataFree):
     """A Hadamard transform in front of linears that read neither a norm nor (with ``heads``) plain value heads.
 
     These inputs (of the down projection; of the output projection) come out of products that no folded rotation
@@ -172,7 +152,7 @@ class OnlineRotation(_DataFree):
 
 
 @dataclass(frozen=True)
-class KeyRotation(_DataFree):
+class KeyRotation(DataFree):
     """Rotate keys by a Hadamard matrix of the head size before they are coded in the cache.
 
     QuaRot rotates queries too, behind the rotary embedding, so that the product stays; here the cache turns decoded

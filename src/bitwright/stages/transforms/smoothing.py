@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, Scope, TransformReport
+from bitwright.stages.transforms.base import Block, TransformReport, WithinUnit
 from bitwright.stages.transforms.pair import scale_pair, shared_scale
 from bitwright.statistics import AbsMax, Statistic
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothing(WithinUnit):
     """``s_j = max|x_j|^alpha / max|w_j|^(1-alpha)`` per input channel (Xiao et al. 2022, eq. 4).
 
     Inputs are divided by ``s`` (folded into what writes them), weights multiplied. ``kinds`` are the pairs it works
@@ -25,16 +25,6 @@ class Smoothing:
 
     alpha: float = 0.5
     kinds: tuple[str, ...] = ("norm_linear",)
-
-    @property
-    def unties(self) -> bool:
-        """Both ends of a pair lie inside one unit."""
-        return False
-
-    @property
-    def scope(self) -> Scope:
-        """Needs the unit's own statistics."""
-        return "block"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
