@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bitwright.cli.output import FORMAT_VERSION, Output, bytes_text, cell_text
 
@@ -63,6 +64,27 @@ def test_people_see_tables_and_no_json(capsys) -> None:
     assert "widths" in shown
     assert "float is 16" in shown
     assert "secret" not in shown
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_piped_tables_are_as_wide_as_they_need(capsys, json: bool) -> None:
+    paths = [f"model.layers.{i}.self_attention.query_key_value_projection.{'x' * 60}" for i in range(2)]
+    note = " ".join(f"word{i}" for i in range(40))
+    with Output(json) as out:
+        out.table(["tensor", "format", "why"], [[p, "int4 g128 asym", "y" * 50] for p in paths], title="t", note=note)
+        out.show(" ".join(paths))
+    said = capsys.readouterr()
+    lines = (said.err if json else said.out).splitlines()
+    assert [sum(path in line and "y" * 50 in line for line in lines) for path in paths] == [1, 1]
+    assert note in lines
+    assert " ".join(paths) in lines
+
+
+def test_a_terminal_keeps_its_width(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Output(json=False) as out:
+        out.console = Console(force_terminal=True, width=60, color_system=None)
+        out.table(["tensor"], [["z" * 200]])
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) == 60
 
 
 def test_cells() -> None:

@@ -14,11 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 FORMAT_VERSION = 1
+UNBOUNDED = 1 << 16
+"""Columns of a page without an edge."""
 
 
 def error_console() -> Console:
     """A console on standard error that does not break lines of piped output."""
     return Console(stderr=True, soft_wrap=True)
+
+
+def page(stderr: bool = False) -> Console:
+    """A console that keeps to a terminal's width; piped output has none, so nothing of it is folded or cut."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, soft_wrap=True, width=UNBOUNDED)
 
 
 class Output(AbstractContextManager["Output"]):
@@ -34,7 +42,7 @@ class Output(AbstractContextManager["Output"]):
         self._stdout: TextIO = sys.stdout
         self._redirect: redirect_stdout[TextIO] | None = None
         self._printed = False
-        self.console = error_console() if json else Console()
+        self.console = page(stderr=json)
 
     def __enter__(self) -> Output:
         if self.json:
