@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,20 @@ def learn_unit(engine: Engine, learn: Learn, unit: Unit, view: UnitView, result:
     if engine.twin is None:
         raise RuntimeError("learning needs the float twin")
     if learn.scope == "block" and unit.kind in ("block", "whole"):
-        _finish(engine, learn, _unit_task(engine, learn, unit, coded, result), result)
+        _learn_block(engine, learn, unit, coded, result)
         return
     for path in coded:
-        _finish(engine, learn, _layer_task(engine, learn, unit, path, result), result)
+        _learn_layer(engine, learn, unit, path, result)
+
+
+@contextmanager
+def _states(engine: Engine, count: int) -> Iterator[HiddenStates]:
+    """Room for a tensor per batch or group; the files of what did not fit into memory go with it."""
+    states = HiddenStates(count, engine.window_bytes, engine.spill)
+    try:
+        yield states
+    finally:
+        states.clear()
 
 
 def _finish(engine: Engine, learn: Learn, task: LearnTask, result: UnitResult) -> None:
@@ -89,14 +99,10 @@ def _task(
     )
 
 
-def _unit_task(engine: Engine, learn: Learn, unit: Unit, paths: list[str], result: UnitResult) -> LearnTask:
+def _learn_block(engine: Engine, learn: Learn, unit: Unit, paths: list[str], result: UnitResult) -> None:
     """Reconstruct a unit's output: quantized stream in, float stream's output as the target."""
     groups, runner = learning_groups(engine, learn, unit)
     root = runner.model.module
-    targets = HiddenStates(len(groups), engine.window_bytes, engine.spill)
-    with torch.no_grad():
-        for index in range(len(groups)):
-            targets[index] = runner.run(unit, index, hidden_of(groups, engine.float, unit, index))
 
     def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
         with swapped_weights(root, _shaped(engine, root, overrides)):
@@ -107,32 +113,38 @@ def _unit_task(engine: Engine, learn: Learn, unit: Unit, paths: list[str], resul
             return None
         return groups.take(lambda i: _there(engine.importance(unit.name, i)), index)
 
-    return _task(engine, unit.name, paths, result, forward, lambda i: held(targets, i), importance, len(groups))
+    with _states(engine, len(groups)) as targets:
+        with torch.no_grad():
+            for index in range(len(groups)):
+                targets[index] = runner.run(unit, index, hidden_of(groups, engine.float, unit, index))
+        task = _task(engine, unit.name, paths, result, forward, partial(held, targets), importance, len(groups))
+        _finish(engine, learn, task, result)
 
 
-def _layer_task(engine: Engine, learn: Learn, unit: Unit, path: str, result: UnitResult) -> LearnTask:
+def _learn_layer(engine: Engine, learn: Learn, unit: Unit, path: str, result: UnitResult) -> None:
     """Reconstruct one layer: inputs from the quantized stream, targets from the float stream."""
     root = engine.float_runner.model.module
     module = root.get_submodule(path)
-    inputs = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
-    targets = HiddenStates(len(engine.batches), engine.window_bytes, engine.spill)
     work, floating = engine.work_runner, engine.float_runner
-    for index in range(len(engine.batches)):
-        inputs[index] = _input_of(work.model.module, path, partial(work.run, unit, index, engine.quantized[index]))
-        x = _input_of(root, path, partial(floating.run, unit, index, engine.float[index]))
-        with torch.no_grad():
-            targets[index] = module(x)
     groups = make_groups(engine.batches, learn.batch)
+    count = len(engine.batches)
+    with _states(engine, count) as inputs, _states(engine, count) as targets:
+        for index in range(count):
+            inputs[index] = _input_of(work.model.module, path, partial(work.run, unit, index, engine.quantized[index]))
+            x = _input_of(root, path, partial(floating.run, unit, index, engine.float[index]))
+            with torch.no_grad():
+                targets[index] = module(x)
 
-    def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
-        with swapped_weights(root, _shaped(engine, root, overrides)):
-            output: Tensor = module(groups.take(lambda i: held(inputs, i), index))
-            return output
+        def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
+            with swapped_weights(root, _shaped(engine, root, overrides)):
+                output: Tensor = module(groups.take(partial(held, inputs), index))
+                return output
 
-    def target(index: int) -> Tensor:
-        return groups.take(lambda i: held(targets, i), index)
+        def target(index: int) -> Tensor:
+            return groups.take(partial(held, targets), index)
 
-    return _task(engine, path, [path], result, forward, target, lambda index: None, len(groups))
+        task = _task(engine, path, [path], result, forward, target, lambda index: None, len(groups))
+        _finish(engine, learn, task, result)
 
 
 def _input_of(root: nn.Module, path: str, run: Callable[[], object]) -> Tensor:
