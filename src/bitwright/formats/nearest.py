@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats.format import Format
+from bitwright.formats.grids import IntGrid
 from bitwright.formats.layout import Layout
 from bitwright.formats.tables import CodebookGrid
 from bitwright.formats.tensor import Codes
@@ -28,10 +29,15 @@ def group_range(w: Tensor, layout: Layout, absolute: bool) -> tuple[Tensor, Tens
     return g.amin(dim=-1), g.amax(dim=-1)
 
 
+def _one_size(fmt: Format) -> bool:
+    """Whether the scale depends on the largest absolute value alone (uneven tables look at each end by itself)."""
+    signed_integers = isinstance(fmt.grid, IntGrid) and fmt.grid.signed
+    return fmt.zero is None and (signed_integers or fmt.grid.min_level == -fmt.grid.max_level)
+
+
 def _matrix_range(fmt: Format, w: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    levels_are_even = fmt.zero is None and fmt.grid.min_level < 0
     chunks = layout.row_chunks(CHUNK)
-    ranges = [group_range(w[a:b], layout.of_rows((a, b)), levels_are_even) for a, b in chunks]
+    ranges = [group_range(w[a:b], layout.of_rows((a, b)), _one_size(fmt)) for a, b in chunks]
     lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
     if layout.params_shape == (1, 1):
         return torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0)
