@@ -44,6 +44,23 @@ def test_strided_codes_and_fresh_results() -> None:
     assert torch.equal(unpack(pack(codes, 4), 4, 4), codes)
 
 
+@given(st.integers(1, 8), st.integers(0, 3), st.integers(0, 34), st.integers(0, 3), st.integers(1, 3), st.booleans())
+def test_views_into_larger_matrices_pack_as_their_copies(
+    bits: int, rows: int, n: int, start: int, step: int, turned: bool
+) -> None:
+    """Any offset and stride, also those of a single row, which no copy straightens."""
+    shape = (start + rows * step, start + n * step + 1)
+    whole = torch.randint(0, 1 << bits, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    if turned:
+        whole = whole.t().contiguous().t()
+    codes = whole[start::step, start : start + n * step : step]
+    plain = torch.tensor(codes.tolist(), dtype=torch.uint8).view(codes.shape)
+    packed = pack(codes, bits)
+    assert torch.equal(packed, pack(plain, bits))
+    wide = torch.cat([packed, packed[:, :1]], 1)[:, : packed.shape[1]]
+    assert torch.equal(unpack(wide, bits, n), plain)
+
+
 @pytest.mark.parametrize(
     "call",
     [

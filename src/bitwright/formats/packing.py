@@ -34,9 +34,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes.clone()
     octets = -(-n // 8)
-    words = torch.nn.functional.pad(codes, (0, octets * 8 - n)).contiguous().view(torch.int64)
+    # Flat, since a single row may call itself contiguous and yet have a stride that no word divides.
+    padded = torch.nn.functional.pad(codes, (0, octets * 8 - n)).contiguous().view(-1)
+    words = padded.view(torch.int64)
     if bits in (1, 2, 4):
-        packed = _fold(words, bits)
+        packed = _fold(words, bits).view(rows, octets * bits)
     else:
         # Three times, two neighbours of width b, 2b, 4b close the gap between them.
         for lane, gap in ((8, 8 - bits), (16, 16 - 2 * bits), (32, 32 - 4 * bits)):
