@@ -88,12 +88,14 @@ def test_weights_that_are_not_finite_do_not_block_the_mended_model(
         assert _quantize(model, tmp_path / "out", *options) == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--no-verify",)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_float_tensor_that_is_not_finite_fails(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    value: float, options: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tensors that no stage touches are looked at too."""
-    change_tensor(model, "model.norm.weight", lambda w: w * float("nan"))
-    code = _quantize(model, tmp_path / "out")
+    """Tensors that no stage touches are looked at too, whether the result is verified or not."""
+    change_tensor(model, "model.norm.weight", lambda w: w * value)
+    code = _quantize(model, tmp_path / "out", *options)
     _refused(capsys, tmp_path / "out", code, "model.norm.weight", "NaN", "again")
 
 

@@ -17,9 +17,10 @@ from bitwright.formats import QuantizedTensor, parse
 from bitwright.jobs.journal import NAME as JOURNAL_NAME
 from bitwright.jobs.journal import Entry, file_digest
 from bitwright.jobs.result import ModuleResult, UnitResult
-from bitwright.jobs.stored import stored_dtype
+from bitwright.jobs.stored import all_finite, stored_dtype
 from bitwright.jobs.units import Unit
 from bitwright.models import Checkpoint, Model, Structure
+from bitwright.models.checkpoint import TORCH_DTYPES
 from bitwright.models.writer import (
     RawTensor,
     TensorLayout,
@@ -132,14 +133,25 @@ class Output:
                 yield key, value
             elif name in result.changed:
                 yield key, result.changed[name]
-            elif self.model.checkpoint is not None:
-                yield key, RawTensor(layout, [self.model.checkpoint.raw(key)])
             else:
-                yield key, self._state[key]
+                yield key, self._copy(key, layout)
         for name in self.untied:
             if name in result.changed:  # a tensor of its own that the source stores under its twin's name
                 yield name, result.changed[name]
         yield from coded.items()
+
+    def _copy(self, key: str, layout: TensorLayout) -> Tensor | RawTensor:
+        """A tensor that no stage touches, as it is.
+
+        Raises:
+            InputError: if it holds NaN or Inf. Whoever skips the verification has not asked for a broken model.
+        """
+        checkpoint = self.model.checkpoint
+        known = checkpoint is None or checkpoint.tensors[key].dtype in TORCH_DTYPES
+        if known and not all_finite(checkpoint.load(key) if checkpoint is not None else self._state[key]):
+            source = "the model" if checkpoint is None else str(checkpoint.path)
+            raise InputError(f"{source}: tensor {key!r} holds NaN or Inf; download or train the model again")
+        return self._state[key] if checkpoint is None else RawTensor(layout, [checkpoint.raw(key)])
 
     def _count(self, file: str, tensors: Mapping[str, Tensor | RawTensor]) -> None:
         for name, value in tensors.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.jobs.runner import Batch
+from bitwright.jobs.stored import all_finite
 from bitwright.models import Checkpoint
 from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
@@ -82,11 +83,9 @@ def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _sound(name: str, value: Tensor) -> bool:
-    if not value.is_floating_point() or value.dtype.itemsize == 1:
-        return True
-    if not bool(torch.isfinite(value).all()):
+    if not all_finite(value):
         return False
-    return not name.endswith("_scale") or bool((value != 0).all())
+    return not (name.endswith("_scale") and value.is_floating_point()) or bool((value != 0).all())
 
 
 def _text(ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float) -> str:
