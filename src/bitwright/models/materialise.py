@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from bitwright.models.expert_stack import product_under, reads_expert
 from bitwright.models.model import Model
 
 KEPT_BYTES = 64 * 2**20
@@ -43,6 +44,8 @@ class _Substitute(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if reads_expert(args):
+            return product_under(self, func, args, kwargs)
         if func is functional.embedding:
             rows = self._looked_up(*args, **kwargs)
             if rows is not None:

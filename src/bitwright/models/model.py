@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from bitwright.errors import InputError
 from bitwright.models.checkpoint import Checkpoint
 from bitwright.models.hub import local_folder
 from bitwright.models.naming import NameMap, match_names, read_source
+
+if TYPE_CHECKING:
+    from bitwright.models.experts import FusedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +37,14 @@ DEPTH_KEYS = frozenset({
 
 @dataclass
 class Model:
-    """A module, the checkpoint behind it (if any), and the map between their names."""
+    """A module, the checkpoint behind it (if any), the map between their names, and the fused experts it has open."""
 
     module: nn.Module
     checkpoint: Checkpoint | None = None
     dtype: torch.dtype = torch.float32
     streamed: bool = False
     names: NameMap | None = None
+    experts: tuple[FusedWeight, ...] = ()
     _uses: Counter[str] = field(default_factory=Counter, repr=False)
     _places: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
@@ -313,7 +317,7 @@ def _load_buffers(model: Model) -> None:
     assert model.checkpoint is not None
     for name, buffer in model.module.named_buffers():
         source = model.names.sources.get(name)
-        if source is not None and source.converter is None:
+        if source is not None and source.plain:
             value = model.checkpoint.load(source.keys[0])
             parent, _, leaf = name.rpartition(".")
             setattr(model.module.get_submodule(parent), leaf, value.to(buffer.dtype, copy=True))

@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,12 +23,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """Stored tensors behind one parameter: one key, or several keys and the library's own conversion."""
+    """Stored tensors behind one parameter: one key, or several keys and the library's own conversion.
+
+    ``part``: the parameter is this slice of the first axis of what they make (one expert of a stack).
+    """
 
     keys: tuple[str, ...]
     patterns: tuple[str, ...] = ()
     converter: Any = None
     target: str = ""
+    part: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the parameter is the one stored tensor, whole."""
+        return self.converter is None and self.part is None
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,19 @@ class NameMap:
     def key(self, parameter: str) -> str | None:
         """The single checkpoint key of a parameter, or None where none or several stored tensors make it."""
         source = self.sources.get(parameter) or self.sources.get(self.aliases.get(parameter, ""))
-        return source.keys[0] if source is not None and source.converter is None else None
+        return source.keys[0] if source is not None and source.plain else None
 
     def parameter(self, key: str) -> str | None:
         """The parameter that a checkpoint key feeds, or None."""
-        return next((name for name, source in self.sources.items() if key in source.keys), None)
+        return self._takers.get(key)
+
+    @cached_property
+    def _takers(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, source in self.sources.items():
+            for key in source.keys:
+                found.setdefault(key, name)
+        return found
 
 
 def match_names(module: nn.Module, stored: Mapping[str, Shape]) -> NameMap:
@@ -105,12 +123,14 @@ def match_suffixes(wanted: Mapping[str, Shape], stored: Mapping[str, Shape]) -> 
 def read_source(source: Source, load: Callable[[str], torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a source yields, by parameter name ("" for the plain case of one key)."""
     if source.converter is None:
-        return {"": load(source.keys[0])}
+        stored = load(source.keys[0])
+        return {"": stored if source.part is None else stored[source.part]}
     converter = copy.deepcopy(source.converter)
     for key, pattern in zip(source.keys, source.patterns, strict=True):
         converter.add_tensor(source.target, key, pattern, _later(load, key))
     values = converter.convert(source.target, model=module, config=getattr(module, "config", None))
-    return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    made = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    return made if source.part is None else {"": made[source.target][source.part]}
 
 
 @dataclass(frozen=True)

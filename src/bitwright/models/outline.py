@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from bitwright.models.expert_stack import product_under, reads_expert
 from bitwright.models.model import Model
 from bitwright.models.record import Run, record_under
 
@@ -48,6 +49,8 @@ class _Shapes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if reads_expert(args):
+            return product_under(self, func, args, kwargs or {})
         return func(*self._swap(args), **self._swap(kwargs or {}))
 
     def _swap(self, value: Any) -> Any:

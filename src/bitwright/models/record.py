@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from bitwright.models.calling import call_module
+from bitwright.models.expert_stack import product_under, reads_expert
 from bitwright.models.materialise import materialised
 from bitwright.models.model import Model
 
@@ -204,6 +205,8 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if reads_expert(args):
+            return product_under(self, func, args, kwargs)
         tensors = [*_flat(args, None), *_flat(kwargs, None)]
         inputs = tuple((slot, self.ref(tensor)) for slot, tensor in tensors)
         result = func(*args, **kwargs)

@@ -1,0 +1,48 @@
+"""Tiny random mixture-of-experts models, one per way in which transformers keeps experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+    "num_experts": 4, "num_experts_per_tok": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_OWN: dict[str, dict[str, Any]] = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": {"shared_expert_intermediate_size": 32, "decoder_sparse_step": 1},
+    "Qwen3Moe": {"decoder_sparse_step": 1},
+    "Olmoe": {},
+    "GptOss": {"num_local_experts": 4},
+    "DeepseekV3": {
+        "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "n_shared_experts": 1,
+    },
+    "GraniteMoe": {"num_local_experts": 4},
+    "Llama4": {"num_local_experts": 4, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32},
+    "Jamba": {},
+}  # fmt: skip
+NAMES = tuple(_OWN)
+
+
+def expert_model(name: str, seed: int = 0, **more: Any) -> nn.Module:
+    """A model of the family ``name`` with random weights, and no two experts or norms alike."""
+    config_name = {"Llama4": "Llama4TextConfig"}.get(name, f"{name}Config")
+    config = getattr(transformers, config_name)(**{**_SMALL, **_OWN[name], **more})
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def token_batches(count: int = 2, rows: int = 4, tokens: int = 16, seed: int = 1) -> list[dict[str, torch.Tensor]]:
+    """Random token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(3, 64, (rows, tokens), generator=generator)} for _ in range(count)]
