@@ -215,8 +215,13 @@ def test_existing_output_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert (out / "precious").read_text() == "x"
 
 
-def test_real_process_killed_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
-    """The console command dies by SIGKILL at a random moment after its first unit; ``resume`` finishes it."""
+def test_real_process_killed_and_resumed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The console command dies by SIGKILL at a random moment after its first unit; ``resume`` finishes it.
+
+    It takes the killed command's number of threads by itself: nothing of the result may depend on who resumes.
+    """
     ids = save_ids(tmp_path / "ids.safetensors", sequences=64, length=32)
     options = [
         "--recipe", "gptq", "--weights", "int4 g16 asym", "--data", str(ids), "--sequences", "64", "--length", "32",
@@ -234,7 +239,13 @@ def test_real_process_killed_and_resumed(checkpoint: Path, tmp_path: Path) -> No
 
     from bitwright.cli.main import run as run_command
 
-    assert run_command(["resume", str(tmp_path / "out"), "--threads", "1", "--json"]) == 0
+    torch.set_num_threads(2)
+    capsys.readouterr()
+    assert run_command(["resume", str(tmp_path / "out"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert torch.get_num_threads() == 1
+    assert summary["resumed_units"] >= 1
+    assert summary["events"] == []
     assert not journal.parent.exists()
     assert in_child(lambda: run_command(["quantize", str(checkpoint), *options, "--out", str(tmp_path / "whole")])) == 0
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import InputError
+from bitwright.jobs.journal import recorded_machine
 from bitwright.jobs.output import REQUEST_NAME, working_folder
 from bitwright.jobs.request import Request, build_job
 from bitwright.jobs.run import Progress, no_progress, run
@@ -60,7 +61,7 @@ def interrupted_request(folder: Path) -> Request:
     Raises:
         InputError: if the folder holds none, or the job was finished.
     """
-    work = folder if folder.name.endswith(".partial") else working_folder(folder)
+    work = _work_of(folder)
     path = work / REQUEST_NAME
     if not path.is_file():
         finished = " (the job is finished)" if folder.is_dir() and not folder.name.endswith(".partial") else ""
@@ -68,3 +69,13 @@ def interrupted_request(folder: Path) -> Request:
     request = Request.from_json(path.read_text(encoding="utf-8"))
     # The folder may have been named from another place than the one where the job was started.
     return replace(request, out=str(work.with_name(work.name.removesuffix(".partial"))))
+
+
+def interrupted_threads(folder: Path) -> int | None:
+    """With how many threads an interrupted job ran: sums come out alike, to the last bit, with as many only."""
+    threads = recorded_machine(_work_of(folder)).get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else None
+
+
+def _work_of(folder: Path) -> Path:
+    return folder if folder.name.endswith(".partial") else working_folder(folder)

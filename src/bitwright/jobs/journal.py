@@ -110,6 +110,12 @@ class Journal:
         os.replace(partial, self.path)
 
 
+def recorded_machine(folder: Path) -> dict[str, Any]:
+    """What the journal in ``folder`` says of the machine where its job began; empty without a journal."""
+    lines = _complete_lines(folder / NAME)
+    return dict(lines[0].get("machine", {})) if lines else {}
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as file:

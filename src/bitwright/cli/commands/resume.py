@@ -17,13 +17,13 @@ def command(
     no_verify: NoVerify = False,
     json: Json = False,
 ) -> None:
-    """Continue an interrupted job from its last finished unit."""
+    """Continue an interrupted job from its last finished unit, with as many threads as it had unless told otherwise."""
     from bitwright.cli.progress import job_progress
-    from bitwright.jobs.command import interrupted_request, quantize_request
+    from bitwright.jobs.command import interrupted_request, interrupted_threads, quantize_request
 
     with Output(json) as output:
-        use_threads(threads)
         request = interrupted_request(folder)
+        use_threads(threads if threads is not None else interrupted_threads(folder))
         with job_progress() as progress:
             summary = quantize_request(request, progress, check=not no_verify)
         output.result(summary)
