@@ -24,6 +24,7 @@ from bitwright.models.prove import SUFFIX, Prover, relative_error
 from bitwright.models.record import Run, record_run
 from bitwright.models.residual import NotOffered, propose_stream
 from bitwright.models.rotation import RotationProof
+from bitwright.models.routing import complete_experts, mark_experts
 from bitwright.models.sites import find_uses, mark_head, sites_of, unseen_sites
 from bitwright.models.stream import BlockStream, logits_of
 from bitwright.models.structure import Pair, ResidualStream, Structure
@@ -75,6 +76,7 @@ def _outlined(model: Model, run: Run) -> Structure:
     calls = chains[0].calls if chains else ()
     paths = tuple(call.path for call in calls)
     uses = mark_head(run, find_uses(model, run, paths), calls[-1] if calls else None)
+    uses = mark_experts(model.module, run, uses)
     return Structure(
         blocks=paths,
         sites=tuple(sites_of(uses)),
@@ -89,8 +91,7 @@ def _accounted(model: Model, found: Structure) -> Structure:
     sites += unseen_sites(model, sites, found.blocks)
     covered = {site.name for site in sites} | {site.tied_to for site in sites}
     return replace(
-        found,
-        sites=tuple(sites),
+        complete_experts(model.module, replace(found, sites=tuple(sites))),
         ties=find_ties(model.module),
         unaccounted=tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered),
     )
@@ -111,6 +112,7 @@ def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure
     reasons: list[str] = []
     stream = BlockStream(model, chain.paths, tuple(call.items for call in chain.calls))
     uses = mark_head(run, find_uses(model, run, chain.paths), chain.calls[-1] if chain.calls else None)
+    uses = mark_experts(model.module, run, uses)
     norms = find_norms(model, run, chain.paths)
     flow = Flow(run, uses, norms)
     rotation = _propose_rotation(model, flow, chain, reasons)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from bitwright.errors import InputError
 
 _MATMUL = frozenset({"matmul", "__matmul__", "mm", "bmm"})
-_SAME = frozenset({"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach", "data"})
+_SAME = frozenset({"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"})
 
 
 class ExpertLinear(nn.Module):
@@ -74,11 +74,11 @@ class ExpertWeight:
         return y
 
     @property
-    def T(self) -> ExpertWeight:  # noqa: N802
+    def T(self) -> ExpertWeight:
         """Its transpose."""
         return self.turned()
 
-    mT = T  # noqa: N815
+    mT = T
 
     def t(self) -> ExpertWeight:
         """Its transpose."""
@@ -253,9 +253,9 @@ def expert_product(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
             found = (right.stack if isinstance(right, TurnedStack) else right).products(args[0], turned)
             if found is not None:
                 return found
-    if name == "addmm" and len(args) == 3 and not kwargs and isinstance(args[2], ExpertWeight):
-        if args[2].is_input_output:
-            return args[0] + args[2].product(args[1])
+    third = args[2] if name == "addmm" and len(args) == 3 and not kwargs else None
+    if isinstance(third, ExpertWeight) and third.is_input_output:
+        return args[0] + third.product(args[1])
     return func(*_dense(args), **_dense(kwargs))
 
 

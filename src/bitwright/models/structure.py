@@ -12,7 +12,7 @@ class WeightSite:
     Attributes:
         path: module that owns the parameter; ``parameter`` is its name there.
         kind: ``linear``, ``conv`` or ``embedding``.
-        role: ``block``, ``head``, ``embedding`` or ``outside``.
+        role: ``block``, ``head``, ``embedding``, ``outside`` or ``router`` (its output is what experts are chosen by).
         block: number of its block, or None.
         shape: (out, in) of the weight as a matrix (convolutions flattened to in/groups * kernel; experts per expert).
         shared_input: sites with an equal number read the very same tensor (-1: not seen in the example run).
@@ -22,6 +22,8 @@ class WeightSite:
         bias: full name of the bias parameter that belongs to the product, or None.
         groups: groups of a convolution.
         seen: the example run used it (an expert without tokens is listed but not seen).
+        expert: number of the expert that the weight belongs to, or None.
+        family: the path with ``*`` for the expert's number: the same weight of all experts of a layer.
     """
 
     path: str
@@ -37,6 +39,8 @@ class WeightSite:
     bias: str | None = None
     groups: int = 1
     seen: bool = True
+    expert: int | None = None
+    family: str = ""
 
     @property
     def name(self) -> str:

@@ -159,12 +159,15 @@ def _in_names_of(model: nn.Module, manifest: Manifest) -> tuple[Manifest, Callab
 def _without(prefix: str, manifest: Manifest) -> Manifest:
     modules = {p.removeprefix(prefix): e for p, e in manifest.modules.items() if p.startswith(prefix)}
     removed = tuple(p.removeprefix(prefix) for p in manifest.removed if p.startswith(prefix))
-    return replace(manifest, modules=modules, removed=removed)
+    experts = {p.removeprefix(prefix): e for p, e in manifest.experts.items() if p.startswith(prefix)}
+    return replace(manifest, modules=modules, removed=removed, experts=experts)
 
 
 def _with(prefix: str, manifest: Manifest) -> Manifest:
     modules = {prefix + path: entry for path, entry in manifest.modules.items()}
-    return replace(manifest, modules=modules, removed=tuple(prefix + path for path in manifest.removed))
+    experts = {prefix + path: entry for path, entry in manifest.experts.items()}
+    removed = tuple(prefix + path for path in manifest.removed)
+    return replace(manifest, modules=modules, removed=removed, experts=experts)
 
 
 def _stored_names(stored: Iterable[str], added: str, cut: str) -> dict[str, str]:

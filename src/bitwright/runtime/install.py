@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.models.experts import eager_experts, is_expert_layer, put_stack
 from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
 from bitwright.runtime.conv import QuantConv2d
 from bitwright.runtime.dispatch import Table
@@ -15,7 +16,7 @@ from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.linear import QuantLinear
-from bitwright.runtime.manifest import Manifest, ModuleEntry
+from bitwright.runtime.manifest import Manifest, ModuleEntry, StackEntry
 from bitwright.runtime.module import QuantModule, buffer_name
 
 
@@ -40,6 +41,10 @@ def install(
     Raises:
         InputError: if a path is not in the model, or tensors are missing or do not fit.
     """
+    for path, stack in manifest.experts.items():
+        _open_stack(model, path, stack)
+    if manifest.experts:
+        eager_experts(model)
     for path in manifest.removed:
         _replace(model, path, nn.Identity())
     for path, entry in manifest.modules.items():
@@ -47,6 +52,23 @@ def install(
         made = _make(path, entry, source, tensors, cache_weights, table)
         _replace(model, path, made.train(source.training))
     return model
+
+
+def _open_stack(model: nn.Module, path: str, stack: StackEntry) -> None:
+    """Put layers in the place of a parameter that holds several experts (nothing to do where they are there already).
+
+    Raises:
+        InputError: if the network has no such parameter.
+    """
+    parent, _, leaf = path.rpartition(".")
+    owner = _submodule(model, parent)
+    if is_expert_layer(getattr(owner, leaf, None)):
+        return
+    parameter = owner._parameters.get(leaf)
+    stored = stack.shape[::-1] if stack.transposed else stack.shape
+    if parameter is None or tuple(parameter.shape) != (stack.experts, *stored):
+        raise InputError(f"the network has no parameter {path} of {stack.experts} experts; the config does not fit")
+    put_stack(model, path, stack.transposed)
 
 
 def _make(

@@ -16,9 +16,10 @@ FORMAT_VERSION = 1
 KINDS = ("linear", "conv", "embedding")
 
 _KEYS = {
-    "quant_method", "format_version", "recipe", "bitwright_version", "modules", "removed", "kv_cache",
+    "quant_method", "format_version", "recipe", "bitwright_version", "modules", "removed", "kv_cache", "experts",
 }  # fmt: skip
 _MODULE_KEYS = {"kind", "transposed", "weight", "input", "online", "bias"}
+_STACK_KEYS = {"experts", "shape", "transposed"}
 _CACHE_KEYS = {"key", "value", "window"}
 _SIDE_KEYS = {"format", "online"}
 
@@ -53,14 +54,28 @@ class CacheManifest:
 
 
 @dataclass(frozen=True)
+class StackEntry:
+    """A parameter of the float network that holds several experts, stored expert by expert.
+
+    ``experts`` matrices of ``shape`` (out, in), each kept as [in, out] where ``transposed``. The experts are modules
+    ``<path>.0``, ``<path>.1``, ...; those that are not coded have a float tensor ``<path>.<number>.weight``.
+    """
+
+    experts: int
+    shape: tuple[int, int]
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The checked manifest."""
+    """The checked manifest; ``experts`` are the stacks of experts by the path of the parameter they stand for."""
 
     modules: Mapping[str, ModuleEntry]
     removed: tuple[str, ...] = ()
     kv_cache: CacheManifest | None = None
     recipe: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    experts: Mapping[str, StackEntry] = field(default_factory=dict)
 
 
 def read_manifest(raw: Mapping[str, Any]) -> Manifest:
@@ -86,7 +101,19 @@ def read_manifest(raw: Mapping[str, Any]) -> Manifest:
         kv_cache=read_cache(raw.get("kv_cache")),
         recipe=str(raw.get("recipe", "")),
         raw=dict(raw),
+        experts={str(path): _stack(str(path), entry) for path, entry in (raw.get("experts") or {}).items()},
     )
+
+
+def _stack(path: str, raw: Any) -> StackEntry:
+    if not isinstance(raw, Mapping):
+        raise InputError(f"the manifest's entry of the experts {path} is no object; quantize again")
+    _known(raw, _STACK_KEYS, f"experts[{path}]")
+    count, shape = raw.get("experts"), raw.get("shape")
+    sizes = [count, *shape] if isinstance(shape, list | tuple) and len(shape) == 2 else [None]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise InputError(f"the manifest's entry of the experts {path} is damaged; quantize again")
+    return StackEntry(int(sizes[0] or 0), (int(sizes[1] or 0), int(sizes[2] or 0)), bool(raw.get("transposed", False)))
 
 
 def read_cache(raw: Mapping[str, Any] | None) -> CacheManifest | None:
