@@ -82,13 +82,13 @@ class _Watched(Engine):
         super().__post_init__()
         self.sweeps: list[tuple[str, str, tuple[str, ...], frozenset[str]]] = []
 
-    def _sweep(self, unit: Any, requests: Any, stream: str, **options: Any) -> Any:
+    def sweep(self, unit: Any, requests: Any, stream: str, **options: Any) -> Any:
         wanted = tuple(path for path, found in requests.items() if found)
         if wanted:
             root = self.model.module if stream != "float" else self.float_runner.model.module
             coded = frozenset(path for path, module in root.named_modules() if isinstance(module, QuantModule))
             self.sweeps.append((unit.name, stream, wanted, coded))
-        return super()._sweep(unit, requests, stream, **options)
+        return super().sweep(unit, requests, stream, **options)
 
 
 def _watched(recipe: Recipe) -> _Watched:
@@ -142,16 +142,16 @@ def test_float_prefix_takes_one_sweep_of_the_float_model() -> None:
 @pytest.mark.parametrize("prefix", ["float", "block", "layer"])
 def test_hessians_are_those_of_their_stream(prefix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hessian that reaches the solver is X'X of the inputs that a plain forward pass of that stream sees."""
-    import bitwright.jobs.engine as engine_module
+    import bitwright.jobs.coding as coding_module
 
     seen: dict[str, Any] = {}
-    original = engine_module.quantize_weight
+    original = coding_module.quantize_weight
 
     def spy(w: Tensor, quantizer: Quantizer, context: Any) -> Any:
         seen[context.where] = context.statistics[Hessian(prefix)]
         return original(w, quantizer, context)
 
-    monkeypatch.setattr(engine_module, "quantize_weight", spy)
+    monkeypatch.setattr(coding_module, "quantize_weight", spy)
     recipe = _prefix_recipe(prefix)
     module = tiny_llama()
     run(Job(module, recipe, BATCHES))

@@ -1,7 +1,7 @@
 """Time Bitwright's GPTQ on one block of a real size: int4, groups of 128, the whole job in memory.
 
 `hessian` is the sums over the inputs, `solve` the seven layers' rounding, `rest` discovery, the forward passes of the
-sweeps (one per group of layers that share an input) and bookkeeping. `clip=False` rounds with the peers' full ranges.
+sweeps (which replay what earlier sweeps of the block ran) and bookkeeping. `clip=False` rounds with the peers' full ranges.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from block_clock import Parts, report
 
 from bitwright import __version__
-from bitwright.jobs import engine
+from bitwright.jobs import coding
 from bitwright.jobs.api import quantize as run_job
 from bitwright.statistics.hessian import HessianCollector
 
@@ -24,7 +24,7 @@ PARTS = Parts()
 
 def quantize(model: torch.nn.Module, rows: torch.Tensor) -> None:
     """The job as `bitwright.quantize` runs it, with a clock around its two costly functions."""
-    update, solve = HessianCollector.update, engine.quantize_weight
+    update, solve = HessianCollector.update, coding.quantize_weight
 
     def timed_update(*arguments: object) -> None:
         with PARTS.counted("hessian"):
@@ -34,7 +34,7 @@ def quantize(model: torch.nn.Module, rows: torch.Tensor) -> None:
         with PARTS.counted("solve"):
             return solve(*arguments)
 
-    HessianCollector.update, engine.quantize_weight = timed_update, timed_solve
+    HessianCollector.update, coding.quantize_weight = timed_update, timed_solve
     batches = [{"input_ids": row.unsqueeze(0)} for row in rows]
     run_job(model, "gptq", batches, weights="int4 g128", settings={"clip": "false"})
 

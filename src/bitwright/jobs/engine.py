@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.events import Events
-from bitwright.jobs.choice import Choice, choose, derived_seed, stream_needs
+from bitwright.jobs.choice import choose, derived_seed, stream_needs
+from bitwright.jobs.coding import code_unit, early_requests
 from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.installing import forget_float, install_module, restore_float
-from bitwright.jobs.result import ModuleResult, UnitResult
-from bitwright.jobs.runner import Batch, Runner, stop_after
+from bitwright.jobs.replay import Replay, holders
+from bitwright.jobs.result import UnitResult
+from bitwright.jobs.runner import Batch, Runner
 from bitwright.jobs.stored import stored_dtype
-from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks
+from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks, stop_after
 from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.online import run_online
-from bitwright.stages.quantizer import Quantizer, WeightContext
-from bitwright.stages.solve import quantize_weight
 from bitwright.stages.transforms import OnlineOperation, TransformReport
 from bitwright.stages.transforms.base import transforms_by_scope
 from bitwright.statistics import Statistic
@@ -43,6 +43,7 @@ from bitwright.statistics import Statistic
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
+Stream = Literal["float", "quantized"]
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Engine:
         importance: mean squared gradients at unit outputs, by unit name and batch, for learning losses.
         probe: a tiny batch that is carried through every finished unit; ``probe_output`` is then what the quantized
             model in memory answers, to be compared with the model that is read back from disk.
+        window_bytes: how much of each stream stays in memory; the rest goes to files under ``spill``.
+        replay_bytes: how much of what a unit computed is kept for its later sweeps (``None``: all).
         release: give a unit's quantized modules back once it is finished (it was written).
     """
 
@@ -73,6 +76,7 @@ class Engine:
     release: bool = False
     spill: Path | None = None
     window_bytes: int | None = None
+    replay_bytes: int | None = None
     progress: Progress = lambda text, share: None
 
     def __post_init__(self) -> None:
@@ -85,10 +89,16 @@ class Engine:
         self.float_runner = self.work_runner if self.twin is None else Runner(self.twin, self.structure, self.batches)
         self.quantized = HiddenStates(len(self.batches), self.window_bytes, self.spill)
         self.float = HiddenStates(len(self.batches), self.window_bytes, self.spill)
+        self.replay, self.twin_replay = Replay(self.replay_bytes), Replay(self.replay_bytes)
         self.probe_runner = None if self.probe is None else Runner(self.model, self.structure, [self.probe])
         self.probe_output: Tensor | None = None
         self.transforms_model = transforms_by_scope(self.recipe.transforms, "model")
         self.transforms_block = transforms_by_scope(self.recipe.transforms, "block")
+
+    def coded(self, site: WeightSite) -> bool:
+        """Whether a quantizer selects the site's weight or its input."""
+        choice = self.choices[site.path]
+        return choice.weight is not None or choice.input is not None
 
     # -- one unit -------------------------------------------------------------------------------------------------
 
@@ -99,7 +109,7 @@ class Engine:
         Where nothing runs and nothing is rewritten, only the weights that will be coded are read.
         """
         runs = bool(self.batches) or self.probe is not None or bool(self.recipe.transforms)
-        paths = unit.paths if runs else tuple(s.path for s in unit.sites if self._coded(s))
+        paths = unit.paths if runs else tuple(s.path for s in unit.sites if self.coded(s))
         with ExitStack() as stack:
             for model in (self.model, self.twin):
                 if model is not None:
@@ -114,11 +124,9 @@ class Engine:
             view = self._view(unit)
             notes = self._transform(unit, view, self.events)
             result = UnitResult(unit.name, notes=[_note(n) for n in notes])
-            after = self._float_outputs(unit)
-            self._quantize(unit, view, result)
-            self._learn(unit, view, result)
-            self._correct(unit, view, result)
-            self._static_ranges(unit, result)
+            after, early = self._before_rounding(unit)
+            code_unit(self, unit, view, result, early)
+            self._after_rounding(unit, view, result)
             self._changed(view, result)
             self._advance(unit, after)
             self._release(result)
@@ -192,7 +200,7 @@ class Engine:
         if self.transforms_block and not self.batches:
             raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
         for transform in self.transforms_block:
-            statistics = self._sweep(unit, dict.fromkeys(view.linears, transform.needs), "float", on_work=True)
+            statistics = self.sweep(unit, dict.fromkeys(view.linears, transform.needs), "float", on_work=True)
             seed = derived_seed(self.seed, type(transform).__name__, unit.name)
             reports.append(transform.apply(view, statistics, seed, events))
         self._sync_twin(unit, view)
@@ -216,18 +224,36 @@ class Engine:
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
-    def _sweep(
-        self, unit: Unit, requests: Requests, stream: str, *, on_work: bool = False, stop: str | None = None
+    def sweep(
+        self,
+        unit: Unit,
+        requests: Requests,
+        stream: Stream,
+        *,
+        on_work: bool = False,
+        stop: str | None = None,
+        onto: HiddenStates | None = None,
     ) -> Results:
-        """Run every batch through the unit once and return the statistics of ``requests``."""
+        """Run every batch through the unit once and return the statistics of ``requests``.
+
+        Args:
+            unit: where to run.
+            requests: statistics by module path.
+            stream: whose hidden states enter the unit, and whose modules run.
+            on_work: run the working modules on the float stream (they are still float).
+            stop: end each pass at the input of this module. What ran before it is not run again in later sweeps of the
+                quantized stream that stop or move on.
+            onto: receives the unit's outputs (may be the stream itself).
+        """
         floating = stream == "float"
         runner = self.work_runner if on_work or not floating else self.float_runner
         gatherer = Gatherer(runner.model.module, requests)
-        if not gatherer.requests:
+        if not gatherer.requests and onto is None:
             return {path: {} for path in requests}
         if not self.batches:
             raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
         hidden = self.float if floating else self.quantized
+        replay = self.replay if not floating and (stop is not None or onto is not None) else None
         with ExitStack() as stack:
             stack.enter_context(input_hooks(runner.model.module, gatherer.requests, gatherer))
             if stop is not None:
@@ -235,124 +261,72 @@ class Engine:
             for index in range(len(self.batches)):
                 gatherer.keep = runner.keep(index)
                 if gatherer.reads_twin:
-                    gatherer.twins = capture_inputs(
-                        self.float_runner.model.module,
-                        gatherer.requests,
-                        partial(self.float_runner.until_stopped, unit, index, self.float[index]),
-                    )
-                runner.until_stopped(unit, index, hidden[index])
+                    gatherer.twins = self._twin_inputs(unit, index, gatherer.requests, stop)
+                with self._replaying(replay, unit, runner.model.module, index, record=onto is None):
+                    output = runner.until_stopped(unit, index, hidden[index])
+                if onto is not None:
+                    assert output is not None
+                    onto[index] = output
+                    if not floating:  # the unit is finished with this batch
+                        self.replay.forget(index)
+                        self.twin_replay.forget(index)
         return gatherer.results()
 
-    # -- weights --------------------------------------------------------------------------------------------------
+    def _replaying(
+        self, replay: Replay | None, unit: Unit, root: torch.nn.Module, index: int, record: bool = True
+    ) -> AbstractContextManager[None]:
+        if replay is None:
+            return nullcontext()
+        within = unit.paths[0] if unit.kind == "block" else ""
+        return replay.running(root, holders((s.path for s in unit.sites), within), index, record)
 
-    def _quantize(self, unit: Unit, view: UnitView, result: UnitResult) -> None:
-        groups = [g for g in ([s for s in group if self._coded(s)] for group in unit.groups) if g]
-        early = self._early_statistics(unit, groups)
-        done = 0
-        for group in groups:
-            statistics = self._group_statistics(unit, group, early)
-            for site in group:
-                choice = self.choices[site.path]
-                module = self._code(view, site, choice, statistics, unit)
-                result.modules[site.path] = module
-                install_module(self.model.module, module, cache_weights=True)
-            done += len(group)
-            self.progress(unit.name, done / max(1, sum(map(len, groups))))
-        for site in unit.sites:
-            if site.kind == "embedding" and self._coded(site):
-                module = self._code(view, site, self.choices[site.path], {}, unit)
-                result.modules[site.path] = module
-                install_module(self.model.module, module, cache_weights=True)
+    def _twin_inputs(self, unit: Unit, index: int, paths: Iterable[str], stop: str | None) -> dict[str, list[Tensor]]:
+        """What enters the float twin's layers for the same tokens."""
+        root = self.float_runner.model.module
+        with ExitStack() as stack:
+            if stop is not None:
+                stack.enter_context(self._replaying(self.twin_replay, unit, root, index))
+            return capture_inputs(
+                root, paths, partial(self.float_runner.until_stopped, unit, index, self.float[index]), stop
+            )
 
-    def _coded(self, site: WeightSite) -> bool:
-        choice = self.choices[site.path]
-        return choice.weight is not None or choice.input is not None
+    def _before_rounding(self, unit: Unit) -> tuple[HiddenStates | None, Results]:
+        """The float stream behind the unit, and the statistics that do not depend on the unit's own rounding.
 
-    def _weight_needs(self, group: Sequence[WeightSite]) -> tuple[Statistic, ...]:
-        found: dict[Statistic, None] = {}
-        for site in group:
-            weight = self.choices[site.path].weight
-            for request in weight.needs if weight is not None else ():
-                # A grouped convolution has no single matrix of columns; what needs one falls back, as an event.
-                columns = request.view == "columns" and site.groups > 1
-                if getattr(request, "reads", "input") == "input" and not columns:
-                    found[request] = None
-        return tuple(found)
+        One pass of the float stream serves both; the quantized prefix is read only where a stage names it.
+        """
+        requests = early_requests(self, unit, "float")
+        after = self._behind(unit)
+        found = self.sweep(unit, requests, "float", onto=after)
+        for path, more in self.sweep(unit, early_requests(self, unit, "block"), "quantized").items():
+            found.setdefault(path, {}).update(more)
+        return after, found
 
-    def _early_statistics(self, unit: Unit, groups: Sequence[Sequence[WeightSite]]) -> dict[str, dict[Statistic, Any]]:
-        """Statistics that do not depend on this unit's own rounding: one sweep of each stream for all groups."""
-        merged: dict[str, dict[Statistic, Any]] = {}
-        for stream, prefix in (("float", "float"), ("quantized", "block")):
-            requests = {
-                g[0].path: [r for r in self._weight_needs(g) if r.prefix == prefix] for g in groups
-            }  # fmt: skip
-            for path, found in self._sweep(unit, requests, stream).items():
-                merged.setdefault(path, {}).update(found)
-        return merged
+    def _float_outputs(self, unit: Unit) -> HiddenStates | None:
+        after = self._behind(unit)
+        self.sweep(unit, {}, "float", onto=after)
+        return after
 
-    def _group_statistics(
-        self, unit: Unit, group: Sequence[WeightSite], early: Mapping[str, Mapping[Statistic, Any]]
-    ) -> dict[Statistic, Any]:
-        found = dict(early.get(group[0].path, {}))
-        late = [r for r in self._weight_needs(group) if r.prefix == "layer"]
-        if late:
-            path = group[0].path
-            found.update(self._sweep(unit, {path: late}, "quantized", stop=path)[path])
-        return found
-
-    def _code(
-        self, view: UnitView, site: WeightSite, choice: Choice, statistics: Mapping[Statistic, Any], unit: Unit
-    ) -> ModuleResult:
-        w = view.weight(site.path)
-        quantizer = choice.weight
-        context = WeightContext(
-            where=site.path,
-            statistics={**statistics, **self.given.get(site.path, {})},
-            seed=derived_seed(self.seed, self.recipe.name, site.path),
-            events=self.events,
-        )
-        weight = None if quantizer is None else quantize_weight(w, self._feasible(quantizer, site, context), context)
-        error = 0.0
-        if weight is not None:
-            error = float((weight.dequantize() - w).norm() / w.norm().clamp_min(1e-30))
-        module = ModuleResult(
-            site.path, site.kind, bool(getattr(site, "transposed", False)), weight, view.bias(site.path)
-            if site.kind != "embedding" else None, online=tuple(view.online.get(site.path, ())), error=error,
-        )  # fmt: skip
-        if choice.input is not None and choice.input.format.time == "dynamic":
-            module.input_format = choice.input.format
-        return module
-
-    def _feasible(self, quantizer: Quantizer, site: WeightSite, context: WeightContext) -> Quantizer:
-        """Round to nearest, as an event, where a statistic of this site could not be gathered."""
-        missing = [r for r in quantizer.needs if r not in context.statistics]
-        if not missing:
-            return quantizer
-        self.events.record(
-            "no calibration signal", site.path,
-            f"{', '.join(type(r).__name__ for r in missing)} could not be gathered "
-            f"({'a grouped convolution' if site.groups > 1 else 'the layer was not called'}); "
-            "its weights are rounded to nearest",
-        )  # fmt: skip
-        return Quantizer(quantizer.format)
+    def _behind(self, unit: Unit) -> HiddenStates | None:
+        """Room for the float stream behind the unit, where the recipe reads on."""
+        if not self.reads_float or unit.kind in ("suffix", "whole"):
+            return None
+        return HiddenStates(len(self.batches), self.window_bytes, self.spill)
 
     # -- after the rounding ---------------------------------------------------------------------------------------
 
-    def _learn(self, unit: Unit, view: UnitView, result: UnitResult) -> None:
+    def _after_rounding(self, unit: Unit, view: UnitView, result: UnitResult) -> None:
+        from bitwright.jobs.correcting import correct_unit
+        from bitwright.jobs.input_ranges import fit_input_ranges
         from bitwright.jobs.learning import learn_unit
 
+        inputs = [c.input for c in map(self.choices.__getitem__, result.modules) if c.input is not None]
+        if self.recipe.learn or self.recipe.corrections or any(q.format.time == "static" for q in inputs):
+            self.replay.clear()  # these change what the layers answer
         for learn in self.recipe.learn:
             learn_unit(self, learn, unit, view, result)
-
-    def _correct(self, unit: Unit, view: UnitView, result: UnitResult) -> None:
-        from bitwright.jobs.correcting import correct_unit
-
         for correction in self.recipe.corrections:
             correct_unit(self, correction, unit, view, result)
-
-    def _static_ranges(self, unit: Unit, result: UnitResult) -> None:
-        from bitwright.jobs.input_ranges import fit_input_ranges
-
         fit_input_ranges(self, unit, result)
 
     def _changed(self, view: UnitView, result: UnitResult) -> None:
@@ -364,16 +338,6 @@ class Engine:
         result.removed = tuple(view.removed)
         result.cache_online = {k: tuple(v) for k, v in view.cache_online.items()}
 
-    def _float_outputs(self, unit: Unit) -> HiddenStates | None:
-        """The float stream behind the unit, taken while its weights are still float."""
-        if not self.reads_float or unit.kind in ("suffix", "whole"):
-            return None
-        after = HiddenStates(len(self.batches), self.window_bytes, self.spill)
-        with torch.no_grad():
-            for index in range(len(self.batches)):
-                after[index] = self.float_runner.run(unit, index, self.float[index])
-        return after
-
     def _advance(self, unit: Unit, after: HiddenStates | None) -> None:
         if after is not None:
             self.float.clear()
@@ -381,11 +345,10 @@ class Engine:
         if self.probe_runner is not None:
             with torch.no_grad():
                 self.probe_output = self.probe_runner.run(unit, 0, self.probe_output)
-        if not self.reads_quantized or unit.kind in ("suffix", "whole"):
-            return
-        with torch.no_grad():
-            for index in range(len(self.batches)):
-                self.quantized[index] = self.work_runner.run(unit, index, self.quantized[index])
+        if self.reads_quantized and unit.kind not in ("suffix", "whole"):
+            self.sweep(unit, {}, "quantized", onto=self.quantized)
+        self.replay.clear()
+        self.twin_replay.clear()
 
 
 def install_online(root: torch.nn.Module, path: str, operations: Sequence[OnlineOperation]) -> None:

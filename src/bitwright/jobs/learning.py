@@ -15,8 +15,7 @@ from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.installing import install_module
 from bitwright.jobs.regrouping import held, hidden_of, learning_groups, make_groups
 from bitwright.jobs.result import UnitResult
-from bitwright.jobs.runner import stop_after
-from bitwright.jobs.sweep import StopSweep, input_hooks
+from bitwright.jobs.sweep import StopSweep, input_hooks, stop_after
 from bitwright.jobs.units import Unit
 from bitwright.jobs.view import UnitView, shaped_like, swapped_weights
 from bitwright.stages.learn.base import Learn, LearnTask

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitwright.jobs.opening import Job, Opened
 from bitwright.jobs.units import split_units
+from bitwright.machine import memory
 
 _FLOAT = 4
 
@@ -42,8 +43,40 @@ def _hidden_bytes(job: Job, opened: Opened) -> int:
     tokens = sum(_tokens(batch) for batch in opened.batches)
     streams = opened.reads_float + opened.reads_quantized + 1
     held = tokens * width * _FLOAT * streams
-    window = None if job.max_memory is None else max(job.max_memory // 8, 16 << 20)
-    return held if window is None or job.out is None else min(held, streams * window)
+    window = activation_window(job)
+    held = held if window is None or job.out is None else min(held, streams * window)
+    return held + min(tokens * _FLOAT * _replayed_width(opened), replay_window(job))
+
+
+def activation_window(job: Job) -> int | None:
+    """Bytes of one stream that stay in memory; ``None``: all of it."""
+    return None if job.max_memory is None else max(job.max_memory // 8, 16 << 20)
+
+
+def replay_window(job: Job) -> int:
+    """Bytes of what a unit's layers answered that are kept for its later sweeps: an eighth of what may be used."""
+    allowed = job.max_memory if job.max_memory is not None else memory().available
+    return max((allowed or 0) // 8, 16 << 20)
+
+
+def _replayed_width(opened: Opened) -> int:
+    """Channels per token that a unit keeps at most between its sweeps: its layers' outputs, except that of modules
+    that are done with, only the last layer's output is left."""
+    widest = 0
+    for unit in split_units(opened.structure):
+        late = [s for group in unit.groups for s in group if _reads_rounded(opened, s.path)]
+        done: dict[str, list[int]] = {}
+        for site in late:
+            done.setdefault(site.path.rpartition(".")[0], []).append(site.shape[0])
+        modules = list(done.values())
+        for index, widths in enumerate(modules):
+            widest = max(widest, sum(widths[:-1]) + sum(before[-1] for before in modules[:index]))
+    return widest
+
+
+def _reads_rounded(opened: Opened, path: str) -> bool:
+    weight = opened.choices[path].weight
+    return weight is not None and any(r.prefix == "layer" for r in weight.needs)
 
 
 def _tokens(batch: dict[str, Tensor]) -> int:

@@ -27,6 +27,7 @@ from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.journal import Journal
+from bitwright.jobs.memory import activation_window, estimate_peak, replay_window
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
 from bitwright.jobs.result import UnitResult
@@ -129,8 +130,6 @@ def run(job: Job, progress: Progress = no_progress) -> JobResult:
 
 def check_memory(job: Job, opened: Opened) -> None:
     """Refuse a cap that the plan says cannot be kept."""
-    from bitwright.jobs.memory import estimate_peak
-
     if job.max_memory is None:
         return
     need = estimate_peak(job, opened)
@@ -244,7 +243,6 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
 
 
 def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engine:
-    window = None if job.max_memory is None else max(job.max_memory // 8, 16 << 20)
     return Engine(
         recipe=job.recipe,
         model=opened.model,
@@ -258,7 +256,8 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engi
         probe=probe_batch(job, opened) if job.verify and job.out is not None else None,
         release=work is not None and opened.model.streamed,
         spill=None if work is None else work / "hidden",
-        window_bytes=window,
+        window_bytes=activation_window(job),
+        replay_bytes=replay_window(job),
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.jobs.sweep import StopSweep
 from bitwright.jobs.units import Unit
@@ -67,24 +66,10 @@ class Runner:
             return self.stream.run_block(unit.block, calls, hidden)
         return logits_of(self.stream.run_suffix(calls, hidden))
 
-    def until_stopped(self, unit: Unit, index: int, hidden: Tensor | None) -> None:
-        """Run for the hooks' sake only; a hook may end the pass early."""
+    def until_stopped(self, unit: Unit, index: int, hidden: Tensor | None) -> Tensor | None:
+        """Run for the hooks' sake and return the output; ``None`` where a hook ended the pass early."""
         try:
             with torch.no_grad():
-                self.run(unit, index, hidden)
+                return self.run(unit, index, hidden)
         except StopSweep:
-            pass
-
-
-@contextmanager
-def stop_after(root: nn.Module, path: str) -> Iterator[None]:
-    """End a forward pass at the input of module ``path``, after the hooks that were there before."""
-
-    def hook(module: nn.Module, args: object) -> None:
-        raise StopSweep
-
-    handle = root.get_submodule(path).register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+            return None

@@ -139,9 +139,29 @@ class Gatherer:
         return found
 
 
-def capture_inputs(root: nn.Module, paths: Iterable[str], run: Callable[[], object]) -> dict[str, list[Tensor]]:
-    """Run once and return the inputs of the modules, in call order."""
+def capture_inputs(
+    root: nn.Module, paths: Iterable[str], run: Callable[[], object], stop: str | None = None
+) -> dict[str, list[Tensor]]:
+    """Run once and return the inputs of the modules, in call order; ``stop`` ends the pass at that module's input."""
     found: dict[str, list[Tensor]] = {}
-    with input_hooks(root, paths, lambda path, _, x: found.setdefault(path, []).append(x.detach())), torch.no_grad():
-        run()
+    with ExitStack() as stack:
+        stack.enter_context(input_hooks(root, paths, lambda path, _, x: found.setdefault(path, []).append(x.detach())))
+        if stop is not None:
+            stack.enter_context(stop_after(root, stop))
+        with torch.no_grad():
+            run()
     return found
+
+
+@contextmanager
+def stop_after(root: nn.Module, path: str) -> Iterator[None]:
+    """End a forward pass at the input of module ``path``, after the hooks that were there before."""
+
+    def hook(module: nn.Module, args: object) -> None:
+        raise StopSweep
+
+    handle = root.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -23,10 +23,12 @@ class HessianCollector:
     """Accumulates ``X^T X`` in fp32 per batch and fp64 across batches where the size allows it.
 
     The running sum is kept in fp64 for at most 2048 channels (it is small then) and in fp32 beyond; one batch is one
-    matrix product in fp32, so the error is that of a single fp32 product, not of a long running sum.
+    matrix product in fp32, so the error is that of a single fp32 product, not of a long running sum. Only the blocks on
+    and above the diagonal are computed: a symmetric product costs little more than half of a general one.
     """
 
     WIDE = 2048
+    STRIPS = 8
 
     def __init__(self, dim: int) -> None:
         self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= self.WIDE else torch.float32)
@@ -35,11 +37,19 @@ class HessianCollector:
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]``."""
         x = x.float()
-        if self.total.dtype == torch.float32:
-            self.total.addmm_(x.t(), x)
-        else:
-            self.total += x.t() @ x
+        for start, stop in self._strips():
+            strip, left = self.total[start:stop, start:], x[:, start:stop].t()
+            if strip.dtype == torch.float32:
+                strip.addmm_(left, x[:, start:])
+            else:
+                strip += left @ x[:, start:]
         self.count += x.shape[0]
+
+    def _strips(self) -> list[tuple[int, int]]:
+        """Rows that are computed together, from their diagonal on; narrow products gain nothing from being cut."""
+        dim = self.total.shape[0]
+        step = max(256, -(-dim // self.STRIPS))
+        return [(start, min(start + step, dim)) for start in range(0, dim, step)]
 
     def merge(self, other: Self) -> None:
         """Combine; equal to one pass up to rounding of the sum."""
@@ -48,7 +58,10 @@ class HessianCollector:
 
     def result(self) -> SecondMoment:
         """Return the mean second moment (the Hessian of the layer's squared output error is twice this)."""
-        return SecondMoment((self.total / max(self.count, 1)).float(), self.count)
+        mean = (self.total / max(self.count, 1)).float()
+        for start, stop in self._strips():
+            mean[stop:, start:stop] = mean[start:stop, stop:].t()
+        return SecondMoment(mean, self.count)
 
 
 @dataclass(frozen=True)
@@ -69,10 +82,11 @@ class Hessian:
 
 
 class CrossHessianCollector:
-    """Accumulates ``(X_float - X)^T X`` for the same tokens of both streams."""
+    """Accumulates ``(X_float - X)^T X`` for the same tokens of both streams, in the precision of the Hessian's sum."""
 
     def __init__(self, dim: int) -> None:
-        self.inner = HessianCollector(dim)
+        self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= HessianCollector.WIDE else torch.float32)
+        self.count = 0
 
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]`` of the quantized stream and ``twin[tokens, in]`` of the float model.
@@ -83,16 +97,17 @@ class CrossHessianCollector:
         if twin is None or twin.shape != x.shape:
             raise ValueError("the cross moment needs the float twin of the same tokens")
         x = x.float()
-        self.inner.total += (twin.float() - x).t() @ x
-        self.inner.count += x.shape[0]
+        self.total += (twin.float() - x).t() @ x
+        self.count += x.shape[0]
 
     def merge(self, other: Self) -> None:
         """Combine; equal to one pass up to rounding of the sum."""
-        self.inner.merge(other.inner)
+        self.total += other.total
+        self.count += other.count
 
     def result(self) -> SecondMoment:
         """Return ``E[(x_float - x) x^T]``."""
-        return self.inner.result()
+        return SecondMoment((self.total / max(self.count, 1)).float(), self.count)
 
 
 @dataclass(frozen=True)
