@@ -1,7 +1,8 @@
 """Time Bitwright's GPTQ on one block of a real size: int4, groups of 128, the whole job in memory.
 
 `hessian` is the sums over the inputs, `solve` the seven layers' rounding, `rest` discovery, the forward passes of the
-sweeps (which replay what earlier sweeps of the block ran) and bookkeeping. `clip=False` rounds with the peers' full ranges.
+sweeps (which replay what earlier sweeps of the block ran) and bookkeeping. `clip=False` rounds with the peers' full
+ranges.
 """
 
 from __future__ import annotations
