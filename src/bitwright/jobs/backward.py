@@ -16,16 +16,19 @@ from bitwright.jobs.runner import Batch
 from bitwright.jobs.units import split_units
 from bitwright.models import open_model
 from bitwright.models.calling import call_module
+from bitwright.models.experts import open_stacks
 from bitwright.models.stream import logits_of
 from bitwright.statistics import Statistic
 from bitwright.statistics.fisher import accumulate_fisher
 
 
-def float_model(job: Job) -> nn.Module:
+def float_model(job: Job, opened: Opened) -> nn.Module:
     """The whole float model in memory, with gradients enabled where asked for later."""
     if isinstance(job.model, nn.Module):
         return copy.deepcopy(job.model).eval()
-    return open_model(job.model).module
+    model = open_model(job.model)
+    open_stacks(model, opened.model.experts)
+    return model.module
 
 
 def task_loss(module: nn.Module, batch: Batch) -> Tensor:
@@ -56,7 +59,7 @@ def fisher_of_weights(
     job: Job, opened: Opened, wanted: Mapping[str, list[Statistic]]
 ) -> dict[str, dict[Statistic, Any]]:
     """Mean squared gradient of every wanted weight, ``[out, in]``; the whole model is held in memory for it."""
-    module = float_model(job)
+    module = float_model(job, opened)
     transposed = {s.path: s.transposed for s in opened.structure.sites}
     diagonal = accumulate_fisher(module, opened.batches, tuple(wanted), task_loss)
     found: dict[str, dict[Statistic, Any]] = {}
@@ -76,7 +79,7 @@ def output_gradients(job: Job, opened: Opened) -> Callable[[str, int], Tensor | 
     blocks = [unit.name for unit in split_units(opened.structure) if unit.kind == "block"]
     if not blocks:
         return lambda unit, index: None
-    module = float_model(job)
+    module = float_model(job, opened)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     found: dict[tuple[str, int], Tensor] = {}

@@ -37,6 +37,9 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         if taken is not None and taken.range is None and taken.format.time == "static":
             taken = replace(taken, range=InputMinMax())  # the default range of a tensor that is not held
         reason = "" if weight is not None else _reason(recipe.weights, site)
+        if (weight is not None or taken is not None) and not site.whole:
+            weight = taken = None
+            reason = "its module does more than the product, so no quantized layer can take its place"
         if weight is not None and site.tied_to is not None:
             weight, reason = None, f"tied to {site.tied_to}, which stays float"
         found[site.path] = Choice(site, weight, taken, reason)
@@ -46,6 +49,8 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
 def _reason(rules: Iterable[Rule], site: WeightSite) -> str:
     target = Target(site.path, site.kind, site.role)
     matching = [r.select for r in rules if r.matches(target)]
+    if site.role == "router" and not matching:
+        return "a router: what it gives decides which experts run (a rule that names it can select it)"
     return f"rule {matching[-1]!r} keeps it float" if matching else f"no rule selects a {site.role} {site.kind}"
 
 

@@ -28,7 +28,7 @@ from bitwright.jobs.installing import forget_float, install_module, restore_floa
 from bitwright.jobs.replay import Replay, holders
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import Batch, Runner
-from bitwright.jobs.stored import stored_dtype
+from bitwright.jobs.stored import parameter_dtype, stored_dtype
 from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks, stop_after
 from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
@@ -187,7 +187,8 @@ class Engine:
         if checkpoint is not None and key is not None and key in checkpoint.tensors:
             return stored_dtype(checkpoint, key)
         try:
-            return self.model.module.get_parameter(name).dtype
+            # An expert of a stored stack has no key of its own.
+            return parameter_dtype(self.model, name) or self.model.module.get_parameter(name).dtype
         except AttributeError:  # a bias that did not exist takes the dtype of its weight
             return self._stored_dtype(name.rpartition(".")[0] + ".weight")
 

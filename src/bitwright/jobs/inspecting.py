@@ -13,6 +13,7 @@ from bitwright.errors import InputError
 from bitwright.jobs.opened_model import open_runnable
 from bitwright.jobs.request import model_source
 from bitwright.models import Checkpoint, discover, open_model
+from bitwright.models.experts import open_experts
 from bitwright.runtime import QuantModule, describe
 
 
@@ -63,4 +64,6 @@ def inspect_structure(name: str) -> dict[str, Any]:
         return asdict(discover(open_model(source), example))
     if "quantization_config" in Checkpoint.open(Path(source)).config:
         raise InputError(f"{name} is quantized; inspect the structure of the float model it was made from")
-    return asdict(discover(open_model(source, stream=True)))
+    model = open_model(source, stream=True)
+    open_experts(model)
+    return asdict(discover(model))

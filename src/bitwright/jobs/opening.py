@@ -17,6 +17,7 @@ from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import example_inputs
+from bitwright.models.experts import open_experts, open_stacks
 from bitwright.recipes import Recipe
 
 Calibration = TokenData | ImageData | Sequence[Batch] | None
@@ -88,6 +89,7 @@ def open_job(job: Job) -> Opened:
     model = open_model(job.model, stream=folder)
     batches = make_batches(job.data, job.batch_size)
     example = one_row(batches[0]) if batches else None
+    experts = open_experts(model, example)
     # Proofs run the model; a recipe that moves nothing between layers needs blocks and sites only.
     structure = discover(model, example, proofs=bool(job.recipe.transforms))
     choices = choose(job.recipe, structure)
@@ -102,6 +104,8 @@ def open_job(job: Job) -> Opened:
     opened = Opened(model, structure, choices, batches, reads_float, reads_quantized)
     if reads_float and reads_quantized:
         opened.twin = open_model(job.model, stream=True) if folder else copy_model(model)
+        if folder:
+            open_stacks(opened.twin, experts)
     if structure.ties and any(t.unties for t in job.recipe.transforms):
         opened.untied = untie(model, structure)
         if opened.twin is not None:

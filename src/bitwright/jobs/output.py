@@ -17,10 +17,11 @@ from bitwright.formats import QuantizedTensor, parse
 from bitwright.jobs.journal import NAME as JOURNAL_NAME
 from bitwright.jobs.journal import Entry, file_digest
 from bitwright.jobs.result import ModuleResult, UnitResult
-from bitwright.jobs.stored import all_finite, stored_dtype
+from bitwright.jobs.stored import all_finite, parameter_dtype, stored_dtype
 from bitwright.jobs.units import Unit
 from bitwright.models import Checkpoint, Model, Structure
 from bitwright.models.checkpoint import TORCH_DTYPES
+from bitwright.models.experts import FusedWeight
 from bitwright.models.writer import (
     RawTensor,
     TensorLayout,
@@ -50,6 +51,8 @@ class Output:
         self.untied = tuple(untied)
         self.model = model
         self.units = units
+        # Parameters of the network that are written expert by expert.
+        self.stacks = {} if model.checkpoint is not None else {fused.path: fused for fused in model.experts}
         # Taken now: modules of a model in memory are replaced as the job proceeds.
         self._state: dict[str, Tensor] = {} if model.checkpoint is not None else dict(model.module.state_dict())
         self._layouts = self._source()
@@ -120,11 +123,12 @@ class Output:
         for module in result.modules.values():
             coded.update(module.tensors())
         dropped = {f"{p}.weight" for p, m in result.modules.items() if m.weight is not None}
+        apart = self._apart(result)
         for key, layout in self._layouts.items():
             if self.assigned[key] != unit.index:
                 continue
             name = self._parameter(key) or key
-            if name in dropped or any(name.startswith(p + ".") for p in result.removed):
+            if name in dropped or name in apart or any(name.startswith(p + ".") for p in result.removed):
                 continue
             if name in coded:  # a bias that the source already has keeps its dtype
                 value = coded.pop(name)
@@ -135,6 +139,9 @@ class Output:
                 yield key, result.changed[name]
             else:
                 yield key, self._copy(key, layout)
+        for name in apart:
+            if name not in dropped:
+                yield name, result.changed[name] if name in result.changed else self._stored_form(name)
         for name in self.untied:
             if name in result.changed:  # a tensor of its own that the source stores under its twin's name
                 yield name, result.changed[name]
@@ -153,6 +160,26 @@ class Output:
             raise InputError(f"{source}: tensor {key!r} holds NaN or Inf; download or train the model again")
         return self._state[key] if checkpoint is None else RawTensor(layout, [checkpoint.raw(key)])
 
+    def _apart(self, result: UnitResult) -> dict[str, FusedWeight]:
+        """Experts' weights that can no longer be written as the source stores them, with the stack of each.
+
+        Where one expert of a stack is coded or changed, all of its experts are written one by one.
+        """
+        touched = {f"{path}.weight" for path in result.modules} | set(result.changed)
+        found: dict[str, FusedWeight] = {}
+        for fused in self.model.experts:
+            names = tuple(fused.names())
+            if touched.intersection(names):
+                self.stacks[fused.path] = fused
+                if self.model.checkpoint is not None:
+                    found.update(dict.fromkeys(names, fused))
+        return found
+
+    def _stored_form(self, name: str) -> Tensor:
+        """An expert's float weight in the dtype in which the source stores it."""
+        value = self.model.read_parameter(name).detach()
+        return value.to(parameter_dtype(self.model, name) or value.dtype).contiguous()
+
     def _count(self, file: str, tensors: Mapping[str, Tensor | RawTensor]) -> None:
         for name, value in tensors.items():
             self.weight_map[name] = file
@@ -169,13 +196,25 @@ class Output:
         for name in entry.facts["changed"]:
             key = name if name in self.untied else self.model.checkpoint_key(name) or name
             result.changed[name] = tensors[key].clone()
+        self._apart(result)
         return result
+
+    def stacks_manifest(self) -> dict[str, Any]:
+        """The part of the manifest that says which parameters of the network are stored expert by expert."""
+        if not self.stacks:
+            return {}
+        return {
+            "experts": {
+                path: {"experts": fused.experts, "shape": list(fused.shape), "transposed": fused.transposed}
+                for path, fused in self.stacks.items()
+            }
+        }
 
     def finish(self, manifest: Mapping[str, Any], extra: Mapping[str, str]) -> None:
         """Write index, config with the manifest, tokenizer files and reports; then the folder is complete."""
         write_index(self.folder, self.weight_map, self.total_bytes)
         config: dict[str, Any] = dict(self.model.checkpoint.config) if self.model.checkpoint is not None else {}
-        config["quantization_config"] = dict(manifest)
+        config["quantization_config"] = {**manifest, **self.stacks_manifest()}
         if self.untied:
             config["tie_word_embeddings"] = False
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")

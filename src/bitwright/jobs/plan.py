@@ -8,6 +8,7 @@ from typing import Any
 
 from bitwright.jobs.memory import estimate_peak
 from bitwright.jobs.opening import Job, Opened, open_job
+from bitwright.jobs.stored import source_bytes
 from bitwright.jobs.units import Unit, split_units
 from bitwright.stages.quantizer import Quantizer
 
@@ -106,10 +107,8 @@ def _total_bytes(opened: Opened, coded: Sequence[PlanRow]) -> int:
     checkpoint = opened.model.checkpoint
     if checkpoint is not None:
         total = sum(info.bytes for info in checkpoint.tensors.values())
-        sizes = {name: info.bytes for name, info in checkpoint.tensors.items()}
         for row in coded:
-            key = opened.model.checkpoint_key(f"{row.path}.weight")
-            total += row.bytes - (sizes.get(key, 0) if key is not None else 0)
+            total += row.bytes - source_bytes(opened.model, f"{row.path}.weight")
         return total
     total = sum(t.nbytes for t in opened.model.module.state_dict().values())
     for row in coded:

@@ -31,7 +31,9 @@ class Unit:
         found: dict[int, list[WeightSite]] = {}
         for site in self.sites:
             if site.kind != "embedding":
-                found.setdefault(site.shared_input, []).append(site)
+                # What the example run did not reach shares its input with nobody known.
+                number = site.shared_input if site.seen else -2 - len(found)
+                found.setdefault(number, []).append(site)
         return tuple(tuple(group) for group in found.values())
 
 

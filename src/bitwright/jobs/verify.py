@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.jobs.runner import Batch
-from bitwright.jobs.stored import all_finite
+from bitwright.jobs.stored import all_finite, source_keys
 from bitwright.models import Checkpoint
 from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
@@ -72,12 +72,18 @@ def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:
     if source is None:
         return ()
     names = result.opened.model.names
-    coded = {f"{p}.weight" for p in result.coded}
+    written = {f"{p}.weight" for p in result.coded} | set(checkpoint.tensors)
+    shared: dict[str, list[str]] = {}
+    for fused in result.opened.model.experts:
+        for expert in fused.names():
+            for key in source_keys(result.opened.model, expert):
+                shared.setdefault(key, []).append(expert)
     removed = tuple(f"{p}." for p in result.manifest["removed"])
     missing = []
     for key in source.tensors:
         name = (names.parameter(key) if names is not None else key) or key
-        if key not in checkpoint.tensors and name not in coded and not name.startswith(removed or ("\0",)):
+        made = all(expert in written for expert in shared.get(key, [name]))
+        if key not in checkpoint.tensors and not made and not name.startswith(removed or ("\0",)):
             missing.append(key)
     return tuple(missing)
 

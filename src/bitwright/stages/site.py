@@ -10,7 +10,7 @@ from bitwright.errors import InputError, nearest_key
 from bitwright.stages.quantizer import Quantizer
 
 SiteKind = Literal["linear", "conv", "embedding", "key", "value"]
-SiteRole = Literal["block", "head", "embedding", "outside", "cache"]
+SiteRole = Literal["block", "head", "embedding", "outside", "router", "cache"]
 
 # What a word in a rule selects: (kinds, roles). "linear" leaves the head out because a head's rounding error goes
 # straight into the logits and every engine keeps it float by default.
@@ -21,6 +21,7 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "embedding": (("embedding",), ("block", "head", "embedding", "outside")),
     "block": (("linear", "conv"), ("block",)),
     "outside": (("linear", "conv"), ("outside",)),
+    "router": (("linear",), ("router",)),
     "all": (("linear", "conv"), ("block", "head", "outside")),
     "key": (("key",), ("cache",)),
     "value": (("value",), ("cache",)),
