@@ -8,11 +8,13 @@ STAMP := $(VENV)/.installed
 ASSETS ?= $(wildcard ../shared/assets)
 ASSETS_OPTION := $(if $(ASSETS),--assets=$(ASSETS))
 WORKERS ?= 2
+# Mappings of transformers that `make architectures` measures.
+MAPPINGS ?= causal image-text masked seq2seq image speech ctc embedding
 PYTEST_OPTIONS ?=
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
 
-.PHONY: help env demo test test-gpu lint format docs readme claims lock clean
+.PHONY: help env demo test test-gpu lint format docs readme architectures claims lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +54,10 @@ docs: env  ## build the pages of docs/ into docs/_build/html
 
 readme: env  ## write the table of recipes in README.md afresh
 	$(BIN)/python docs/generate.py --readme
+
+architectures: env  ## measure every class that transformers ships (an hour; continues where it stopped) and write the page
+	$(BIN)/python -m tests.architectures.table run $(MAPPINGS)
+	$(BIN)/python -m tests.architectures.table page
 
 claims: env  ## measure every claim again and write claims/ledger.jsonl
 	$(BIN)/bitwright claims run --all $(ASSETS_OPTION)

@@ -1,0 +1,172 @@
+"""Build a tiny random model of a class and find a batch that it runs on, by trying."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.models.calling import call_module
+from bitwright.models.record import flat_tensors
+from tests.architectures.batches import Batch, batches
+from tests.architectures.mappings import Entry
+from tests.architectures.shrinking import STRATEGIES, Strategy, tiny_config
+
+MAX_PARAMETERS = 4_000_000
+_USUAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0}
+
+
+class NotBuilt(Exception):
+    """No strategy gave a model that runs; the message is the last reason."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model in evaluation mode, a batch that it runs on, and how it was made."""
+
+    module: nn.Module
+    batch: Batch
+    strategy: Strategy
+
+
+def build(entry: Entry, seed: int = 0) -> Built:
+    """The first strategy whose model is small enough, can be built and runs on a batch to a finite output.
+
+    Raises:
+        NotBuilt: with the reasons of the last strategy.
+    """
+    config_class, model_class = entry.classes()
+    reasons: list[str] = []
+    names = set(getattr(config_class, "__dataclass_fields__", ()))
+    fixed: dict[str, Any] = {"is_decoder": True} if entry.mapping == "causal" and "is_decoder" in names else {}
+    for strategy in STRATEGIES:
+        try:
+            with quiet():
+                module = _module(model_class, config_class, strategy, seed, fixed)
+        except Exception as error:
+            demanded = re.search(r"(\w+) must be (\d+), got", str(error))
+            if demanded is not None and demanded[1] in names:
+                fixed[demanded[1]] = int(demanded[2])
+            reasons.append(_said("building", error))
+            continue
+        for batch in batches(module, seed=seed):
+            try:
+                with quiet(), torch.no_grad():
+                    output = call_module(module, batch)
+            except Exception as error:
+                reasons.append(_said("running", error))
+                continue
+            if all(bool(torch.isfinite(t).all()) for t in flat_tensors(output) if t.is_floating_point()):
+                return Built(module, batch, strategy)
+            reasons.append("its output is not finite")
+    first = reasons[0] if reasons else "no batch is known for what it reads"
+    last = reasons[-1] if reasons else first
+    raise NotBuilt(first if first == last else f"{first}; at last {last}")
+
+
+def _module(model_class: Any, config_class: type, strategy: Strategy, seed: int, fixed: dict[str, Any]) -> nn.Module:
+    config = tiny_config(config_class, strategy, **fixed)
+    failure: Exception | None = None
+    for part in _candidates(model_class, config):
+        try:
+            count = _parameters(model_class, part)
+            if count > MAX_PARAMETERS:
+                raise ValueError(f"{count:,} parameters although its config was shrunk")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                part.dtype = torch.float32
+                return randomised(_constructed(model_class, part).float())
+        except Exception as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _candidates(model_class: Any, config: Any) -> list[Any]:
+    """The config, or the part of it that a text model listed under the config of the whole takes."""
+    own = getattr(model_class, "config_class", None)
+    parts = _parts(config)
+    exact = [part for part in parts if own is not None and type(part) is own]
+    text = [config.get_text_config()] if hasattr(config, "get_text_config") else []
+    found = [*exact, config, *text, *parts] if exact else [*text, *parts]
+    return [part for i, part in enumerate(found) if all(part is not other for other in found[:i])][:4]
+
+
+def _constructed(model_class: Any, config: Any, tries: int = 3) -> nn.Module:
+    """The model; an attribute that a part of the config lacks is taken from another part, or is the usual one."""
+    for _ in range(tries):
+        try:
+            module: nn.Module = model_class(config)
+        except AttributeError as error:
+            missing = re.search(r"'(\w+Config)' object has no attribute '(\w+)'", str(error))
+            if missing is None:
+                raise
+            for part in _parts(config):
+                if type(part).__name__ == missing[1]:
+                    setattr(part, missing[2], vars(config).get(missing[2], _USUAL.get(missing[2])))
+        else:
+            return module
+    return model_class(config)  # type: ignore[no-any-return]
+
+
+def _parts(config: Any) -> list[Any]:
+    inner = [value for value in vars(config).values() if hasattr(value, "sub_configs")]
+    return [config, *(part for value in inner for part in _parts(value))]
+
+
+def _parameters(model_class: Any, config: Any) -> int:
+    """Parameters of the model, counted without memory (0 where that is not possible)."""
+    with contextlib.suppress(Exception), torch.device("meta"):
+        return sum(p.numel() for p in model_class(config).parameters())
+    return 0
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Give every parameter a value that matters: wide weights, uneven gains, biases that are not zero.
+
+    Three-dimensional parameters outside convolutions hold a matrix per expert.
+    """
+    kernels = {id(m.weight) for m in module.modules() if hasattr(m, "kernel_size") and hasattr(m, "weight")}
+    done: set[int] = set()
+    for name, parameter in module.named_parameters():
+        if id(parameter) in done:
+            continue
+        done.add(id(parameter))
+        if parameter.dim() >= 2:
+            inside = parameter[0].numel() if id(parameter) in kernels or parameter.dim() == 2 else parameter.shape[-1]
+            nn.init.normal_(parameter, std=max(1, inside) ** -0.5)
+        elif name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.2)
+        elif parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.3)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+    return module.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Odd sizes make libraries warn; here they are meant."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _said(doing: str, error: BaseException) -> str:
+    return f"{doing}: {type(error).__name__}: {' '.join(str(error).split())[:240]}"
+
