@@ -111,6 +111,12 @@ def command_part(name: str, command: Any) -> list[str]:
     return [f"## {name}\n", inspect.cleandoc(command.help or ""), "", markdown_table(["", "default", ""], rows)]
 
 
+METRICS = {
+    "perplexity": "perplexity", "kl": "KL", "error": "error", "spearman": "Spearman", "embedding_error": "1 - cosine",
+}  # fmt: skip
+"""Metrics of the ledger that the page shows, with their headings."""
+
+
 def claims_page(ledger: Path) -> str:
     """The last measurement of every claim: verdicts, then every check with its numbers and the protocol."""
     head = "# Claims\n\nEach recipe states what it can do; `bitwright claims run NAME` measures it again.\n\n"
@@ -128,16 +134,20 @@ def claims_page(ledger: Path) -> str:
             ["pass" if c["passed"] else "**fail**", c["text"], cell(c["measured"]), cell(c["baseline"])]
             for c in entry["checks"]
         ]
+        metrics = [k for k in METRICS if any(k in m for m in entry["measurements"].values())]
         measured = [
-            [name, cell(m["bits"]), *(cell(m.get(k)) for k in ("perplexity", "kl", "error")), cell(m["seconds"])]
+            [name, cell(m["bits"]), *(cell(m.get(k)) for k in metrics), cell(m["seconds"])]
             for name, m in entry["measurements"].items()
         ]
+        protocols = [entry["protocol"], *(other["protocol"] for other in entry.get("also", {}).values())]
         parts += [
-            f"\n## {entry['name']}\n\nProtocol: {entry['protocol']}.\n\n",
+            f"\n## {entry['name']}\n\nProtocol: {'. And: '.join(protocols)}.\n\n",
             markdown_table(["verdict", "check", "measured", "baseline or limit"], checks),
             "\n",
-            markdown_table(["what", "bits", "perplexity", "KL", "error", "seconds"], measured),
+            markdown_table(["what", "bits", *(METRICS[k] for k in metrics), "seconds"], measured),
         ]
+        if entry.get("left_out"):
+            parts.append(f"\nNot measured, since the asset was not there: {'; '.join(entry['left_out'])}.\n")
         if entry.get("note"):
             parts.append(f"\n{entry['note']}\n")
     return "".join(parts)

@@ -55,11 +55,18 @@ def test_claims_page_shows_the_last_measurement(generate: ModuleType, tmp_path: 
         "date": "day", "protocol": "some words", "checks": [check], "note": "said so",
         "measurements": {"rtn int8": {"perplexity": 3.5, "kl": 0.1, "bits": 8.25, "seconds": 1.0}},
     }  # fmt: skip
-    ledger.write_text(json.dumps(claim) + "\n", "utf-8")
+    encoder = {
+        **claim, "name": "gptq", "also": {"embedding-stsb": {"protocol": "other words"}}, "left_out": ["one check"],
+        "measurements": {"gptq on embedding-stsb": {"embedding_error": 0.25, "bits": 3.25, "seconds": 2.0}},
+    }  # fmt: skip
+    ledger.write_text(f"{json.dumps(claim)}\n{json.dumps(encoder)}\n", "utf-8")
     page = generate.claims_page(ledger)
     assert "| rtn | pass | zoo | as is | 0 | abc | day |" in page
     assert "| pass | 8 bits are nearly lossless | 1.235 | 2 |" in page
-    assert "| rtn int8 | 8.25 | 3.5 | 0.1 |  | 1 |" in page
+    assert "| rtn int8 | 8.25 | 3.5 | 0.1 | 1 |" in page
+    assert "| gptq on embedding-stsb | 3.25 | 0.25 | 2 |" in page
+    assert "some words. And: other words." in page
+    assert "asset was not there: one check." in page
     assert "said so" in page
 
 

@@ -16,7 +16,8 @@ from bitwright.claims.assets import Asset, EmbeddingAsset, ImageAsset
 from bitwright.claims.plant import plant_outliers
 from bitwright.data import ImageData, PairData, TokenData
 from bitwright.errors import InputError
-from bitwright.evaluation import ReferenceLogits, image_scores, logits_of, score_lm, sts_spearman
+from bitwright.evaluation import ReferenceLogits, image_scores, logits_of, score_lm
+from bitwright.evaluation.embedding import embed, embedding_error, similarity_correlation, sts_protocol
 from bitwright.evaluation.images import class_logits
 from bitwright.jobs.opening import Job
 from bitwright.jobs.request import recipe_reads_data
@@ -31,7 +32,12 @@ PREPARATIONS = ("as is", "plant outliers")
 
 @dataclass(frozen=True)
 class Measured:
-    """One recipe on one asset: metrics (lower is better for all but ``top1_agreement``), counted bits, seconds."""
+    """One recipe on one asset: metrics, counted bits, seconds.
+
+    Lower is better for all metrics but ``top1_agreement`` and ``spearman``: ``perplexity``, ``perplexity_ratio`` and
+    ``kl`` of language models, ``error`` (percent) and ``kl`` of classifiers, ``spearman_loss`` (the float model's
+    correlation less the recipe's) and ``embedding_error`` (mean of 1 - cosine to the float embedding) of encoders.
+    """
 
     metrics: Mapping[str, float]
     bits: float
@@ -56,6 +62,7 @@ class Bench:
         self.source = asset.open()
         self.evaluation = asset.evaluation(self.source, quick)
         self.prepare = prepare
+        self.quick = quick
         if prepare not in PREPARATIONS:
             raise InputError(f"unknown preparation {prepare!r}; valid: {', '.join(PREPARATIONS)}")
         if prepare == "plant outliers":
@@ -78,7 +85,11 @@ class Bench:
             return ReferenceLogits.gather(logits_of(self.model.module), self.evaluation)
         if isinstance(self.evaluation, ImageData):
             return class_logits(self.model.module, self.evaluation)
-        return None
+        return self._embeddings(self.model.module)
+
+    def _embeddings(self, module: nn.Module) -> torch.Tensor:
+        assert isinstance(self.evaluation, PairData)
+        return embed(module, self.source.tokenizer(), self.evaluation.sentences)
 
     def measure(self, recipe: Recipe, seed: int = 0) -> Measured:
         """Quantize a fresh copy of the asset's model and measure it.
@@ -106,8 +117,8 @@ class Bench:
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
-        data = self.evaluation.protocol if not isinstance(self.evaluation, PairData) else f"{self.evaluation.source}"
-        return f"{self.asset.name}, {self.prepare}; {data}"
+        data = sts_protocol(self.evaluation) if isinstance(self.evaluation, PairData) else self.evaluation.protocol
+        return f"{self.asset.name}, {self.prepare}; {data}" + (", quick" if self.quick else "")
 
     def _metrics(self, module: nn.Module, result: JobResult | None) -> dict[str, float]:
         with torch.no_grad():
@@ -118,8 +129,14 @@ class Bench:
                 kl = scores.kl if scores.kl is not None else 0.0
                 agreement = scores.top1_agreement if scores.top1_agreement is not None else 1.0
                 return {"error": 100.0 - scores.top1, "kl": kl, "top1_agreement": agreement}
-            metric = sts_spearman(module, self.source.tokenizer(), self.evaluation)
-            return {"error": 1.0 - metric.value, "spearman": metric.value}
+            units = self.reference if module is self.model.module else self._embeddings(module)
+            value = similarity_correlation(units, self.evaluation)
+            loss = self.float_metrics["spearman"] - value if hasattr(self, "float_metrics") else 0.0
+            return {
+                "spearman": value,
+                "spearman_loss": loss,
+                "embedding_error": embedding_error(self.reference, units),
+            }
 
     def _language(self, module: nn.Module, result: JobResult | None) -> dict[str, float]:
         factory = None

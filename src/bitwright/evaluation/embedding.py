@@ -44,19 +44,32 @@ def embed(
     return result
 
 
+def similarity_correlation(units: Tensor, data: PairData) -> float:
+    """Spearman correlation of the cosine of ``units[data.sentences]`` (unit rows) with the scores of the pairs."""
+    place = {text: i for i, text in enumerate(data.sentences)}
+    first = units[[place[t] for t in data.first_sentences]]
+    second = units[[place[t] for t in data.second_sentences]]
+    return spearman((first * second).sum(-1), data.scores)
+
+
+def embedding_error(reference: Tensor, units: Tensor) -> float:
+    """Mean over texts of ``1 - cosine`` between the embeddings of two models, both unit rows ``[texts, hidden]``."""
+    return float((1.0 - (reference.double() * units.double()).sum(-1)).mean())
+
+
 def sts_spearman(module: nn.Module, tokenizer: Tokenizer, data: PairData, length: int = 256) -> Metric:
     """Return the Spearman correlation of the embeddings' cosine with the scores of sentence pairs."""
     start = time.perf_counter()
-    texts = data.sentences
-    place = {text: i for i, text in enumerate(texts)}
-    units = embed(module, tokenizer, texts, length)
-    first = units[[place[t] for t in data.first_sentences]]
-    second = units[[place[t] for t in data.second_sentences]]
-    value = spearman((first * second).sum(-1), data.scores)
-    protocol = (
-        f"{data.protocol}, Spearman of cosine and score, mean pooling over the mask, unit length, "
-        f"cut at {length} tokens; {dtype_text(module)}; sha256 {data.sha256[:12]}"
-    )
+    value = similarity_correlation(embed(module, tokenizer, data.sentences, length), data)
+    protocol = f"{sts_protocol(data, length)}; {dtype_text(module)}; sha256 {data.sha256[:12]}"
     # Fieller's approximation of the standard error of a rank correlation (Biometrika 1957)
     error = math.sqrt(1.06 / (len(data) - 3)) * (1 - value**2) if len(data) > 3 else None
     return Metric("spearman", value, protocol, len(data), time.perf_counter() - start, error)
+
+
+def sts_protocol(data: PairData, length: int = 256) -> str:
+    """How sentences become a correlation, in words."""
+    return (
+        f"{data.protocol}, Spearman of cosine and score, mean pooling over the mask, unit length, "
+        f"cut at {length} tokens"
+    )

@@ -31,7 +31,8 @@ class Check:
       ``at_most``: ``metric`` <= ``margin``; ``equals``: within ``margin`` of the baseline's;
       ``order``: the metric rises along ``baseline`` given as ``"a < b < c"`` of variant names;
       ``ablation``: the variant ``baseline`` must be worse by ``margin``.
-    Variants are named in the claim. Values are means over ``seeds``.
+    Variants are named in the claim. Values are means over ``seeds``. ``asset`` names another asset than the claim's,
+    which is then measured as it is; the check is left out, and the result says so, where that asset is not there.
     """
 
     kind: Literal["better_than", "at_most", "equals", "order", "ablation"]
@@ -41,6 +42,7 @@ class Check:
     at: str = ""
     of_gap: bool = False
     text: str = ""
+    asset: str = ""
 
 
 @dataclass(frozen=True)

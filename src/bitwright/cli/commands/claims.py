@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitwright.cli.options import Assets, Json, Threads, use_threads
 from bitwright.cli.output import Output
+
+if TYPE_CHECKING:
+    from bitwright.claims.run import ClaimResult
 
 app = typer.Typer(add_completion=False, help="Measure the recipes' claims and show the ledger.", no_args_is_help=True)
 
@@ -39,8 +42,6 @@ def run(
         results = []
         for name in chosen:
             result = run_claim(name, assets, quick, out.show)
-            if result is None:
-                continue
             results.append(result)
             rows = [(c.text, c.measured, c.baseline, "pass" if c.passed else "FAIL") for c in result.checks]
             out.table(["check", "measured", "baseline", "verdict"], rows, title=f"{name}: {result.verdict}")
@@ -54,10 +55,8 @@ def run(
         raise CheckError(f"{len(failed)} of {len(results)} claims fail: {', '.join(failed)}")
 
 
-def _row(result: object) -> dict[str, object]:
-    from bitwright.claims.run import ClaimResult
-
-    assert isinstance(result, ClaimResult)
+def _row(result: ClaimResult) -> dict[str, object]:
+    """The keys of the ledger; ``measured``, ``baseline`` and ``bits`` are those of the first check."""
     first = result.checks[0]
     bits = next(iter(result.measurements.values()), {}).get("bits")
     return {**result.as_json(), "measured": first.measured, "baseline": first.baseline, "bits": bits}
@@ -74,16 +73,9 @@ def show(
     with Output(json) as out:
         claims = read_ledger(ledger)
         out.result(list(claims.values()))
-        rows = []
-        for claim in claims.values():
-            for check in claim["checks"]:
-                rows.append(
-                    (
-                        claim["name"],
-                        check["text"],
-                        check["measured"],
-                        check["baseline"],
-                        "pass" if check["passed"] else "FAIL",
-                    )
-                )
+        rows = [
+            (claim["name"], c["text"], c["measured"], c["baseline"], "pass" if c["passed"] else "FAIL")
+            for claim in claims.values()
+            for c in claim["checks"]
+        ]
         out.table(["recipe", "check", "measured", "baseline", "verdict"], rows)

@@ -25,6 +25,11 @@ from bitwright.statistics import Prefix
             Check("better_than", "perplexity", baseline="rtn", at="int2 channel asym"),
             Check("better_than", "perplexity", baseline="rtn-mse", at="int3 channel asym"),
             Check("ablation", "perplexity", baseline="full range", at="int3 channel asym", text="clipping helps"),
+            Check("better_than", "spearman_loss", baseline="rtn", at="int3 channel asym", asset="embedding-stsb"),
+            *(
+                Check("better_than", "embedding_error", baseline="rtn", margin=0.3, at=at, asset="embedding-stsb")
+                for at in ("int4 channel asym", "int3 channel asym")
+            ),
         ),
         variants=(Variant("full range", "gptq", (("clip", False),)),),
     ),

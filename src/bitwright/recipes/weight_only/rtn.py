@@ -16,7 +16,11 @@ from bitwright.stages.site import rule
     paper="folklore; the baseline of every post-training paper",
     claim=Claim(
         "lm-stories260k",
-        (Check("at_most", "kl", margin=0.002, at="int8 channel asym", text="8 bits are nearly lossless"),),
+        (
+            Check("at_most", "kl", margin=0.002, at="int8 channel asym", text="8 bits are nearly lossless"),
+            Check("at_most", "spearman_loss", margin=0.005, at="int8 channel sym", asset="embedding-stsb"),
+            Check("at_most", "embedding_error", margin=0.001, at="int8 channel sym", asset="embedding-stsb"),
+        ),
     ),
 )
 def rtn(weights: Format = parse("int4 g128 asym"), activations: str = "", select: str = "linear,conv") -> Recipe:
