@@ -152,6 +152,34 @@ def test_scaling_never_loses_to_no_scaling() -> None:
     assert min(errors) < 0.999
 
 
+def test_a_part_is_the_smallest_module_that_holds_the_sinks() -> None:
+    """Its runs with exchanged weights are what the module answers inside the block with these weights."""
+    network, ids = tiny_llama(), token_ids()
+    engine = _engine(network, ids, (Smoothing(),))
+    engine._advance(engine.units[0], engine._float_outputs(engine.units[0]))
+    view, root = engine._view(engine.units[1]), "model.layers.0"
+    parts = {
+        "self_attn": ("q_proj", "k_proj", "v_proj"),
+        "self_attn.o_proj": ("o_proj",),
+        "": ("q_proj", "mlp.up_proj"),
+    }
+    for module, names in parts.items():
+        paths = [f"{root}.{name if '.' in name else 'self_attn.' + name}" for name in names]
+        run, changed = view.part(paths), {path: view.weight(path) * 1.5 for path in paths}
+        found = [*run({}), *run(changed)]
+        seen: list[Tensor] = []
+        target = network.get_submodule(f"{root}.{module}".rstrip("."))
+        handle = target.register_forward_hook(
+            lambda _, args, y, seen=seen: seen.append(y if isinstance(y, Tensor) else y[0])
+        )
+        view.outputs({})
+        view.outputs(changed)
+        handle.remove()
+        assert not torch.equal(found[0], found[1])
+        for value, reference in zip(found, seen, strict=True):
+            torch.testing.assert_close(value, reference)
+
+
 def test_grouped_queries_scale_whole_groups_of_heads() -> None:
     """Four query heads read two value heads: one value row feeds a channel of two heads."""
     pair = PairView("linear_linear", "v", ("o",), repeat=2, head_dim=8)

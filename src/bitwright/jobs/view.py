@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from bitwright.jobs.units import Unit
 from bitwright.models import Structure, WeightSite
+from bitwright.models.stream import hidden_of
 from bitwright.models.structure import StreamParameter
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.transforms import OnlineOperation
-from bitwright.stages.transforms.base import PairView, ResidualView, StreamTouch
+from bitwright.stages.transforms.base import PairView, Part, ResidualView, StreamTouch
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def flat_weight(module: nn.Module, transposed: bool) -> Tensor:
@@ -192,3 +196,39 @@ class UnitView:
         shaped = {p: shaped_like(self._module(p), w, self._transposed(p)) for p, w in overrides.items()}
         with swapped_weights(self.root, shaped), torch.no_grad():
             return self._trial(batches)
+
+    def part(self, paths: Sequence[str], batches: int | None = None) -> Part:
+        """See the protocol."""
+        path = _common(paths)
+        while path and self._inside(path) and path != self.name:
+            calls = self._calls(path, batches)
+            if calls:
+                return lambda overrides: self._run(path, calls, overrides)
+            path = path.rpartition(".")[0]  # a list of modules is not called itself
+        return lambda overrides: self.outputs(overrides, batches)
+
+    def _calls(self, path: str, batches: int | None) -> list[Call]:
+        """The arguments with which the float stream now calls a module."""
+        calls: list[Call] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args, kwargs))
+
+        # First of all hooks: an online operation at this input will run again with every call.
+        handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        try:
+            self.outputs({}, batches)
+        finally:
+            handle.remove()
+        return calls
+
+    def _run(self, path: str, calls: Sequence[Call], overrides: Mapping[str, Tensor]) -> list[Tensor]:
+        shaped = {p: shaped_like(self._module(p), w, self._transposed(p)) for p, w in overrides.items()}
+        with swapped_weights(self.root, shaped), torch.no_grad():
+            return [hidden_of(self._module(path)(*args, **kwargs)) for args, kwargs in calls]
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The path of the smallest module that holds all of ``paths``."""
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))

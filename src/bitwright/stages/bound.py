@@ -14,6 +14,7 @@ from bitwright.formats.layout import AxisLayout, Layout
 from bitwright.formats.tables import CodebookGrid, middles_below
 from bitwright.stages.lowered import Affine, Levels, ScaledTile, TableTile, Tile, lower
 from bitwright.stages.quantizer import RangeEstimator
+from bitwright.statistics.blocks import BlockMoment
 
 # Elements that are rounded at once: a few fp32 temporaries of this size stay in the cache.
 _CHUNK = 1 << 17
@@ -26,8 +27,8 @@ class BoundQuantizer:
         format: the number format.
         estimator: chooses scale and zero point of a group.
         w: the weight ``[out, in]``, read for its shape and for the outer scale of two-level formats.
-        importance: weight of each column's squared error, ``[in]``, handed to the estimator; ``None`` leaves it to the
-            solver.
+        importance: weight of each column's squared error, ``[in]``, or second moments of neighbouring columns, handed
+            to the estimator; ``None`` leaves it to the solver.
         codebook: ascending tables ``[rows, groups, levels]`` for formats with a learned table (kept in fp16).
         keep: ``[out, in]``, false where a weight is coded by another term; such weights do not stretch a range.
 
@@ -42,7 +43,7 @@ class BoundQuantizer:
         format: Format,
         estimator: RangeEstimator,
         w: Tensor,
-        importance: Tensor | None = None,
+        importance: Tensor | BlockMoment | None = None,
         codebook: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> None:
@@ -141,7 +142,11 @@ class BoundQuantizer:
             kept = layout.split(self.keep[:, start:stop].to(torch.float32)) > 0
             mask = kept if mask is None else mask & kept
         chosen = importance if self.importance is None else self.importance
-        spread = None if chosen is None else self._spread(layout, chosen[start:stop])
+        spread = None
+        if isinstance(chosen, BlockMoment):
+            spread = self._forms(layout, chosen, start, stop)
+        elif chosen is not None:
+            spread = self._spread(layout, chosen[start:stop])
         fitted = self.estimator.fit(g, self.format, mask, spread)
         return fitted.scale, fitted.zero
 
@@ -150,6 +155,14 @@ class BoundQuantizer:
         if isinstance(layout, AxisLayout) and not layout.transposed:
             return AxisLayout((1, len(columns)), layout.size).split(columns.unsqueeze(0))
         return layout.split(columns.expand(self.shape[0], -1).contiguous())
+
+    def _forms(self, layout: Layout, moment: BlockMoment, start: int, stop: int) -> Tensor:
+        """The quadratic form of each group ``[1, groups, n, n]``; weights of columns where groups leave their row."""
+        if not isinstance(layout, AxisLayout) or layout.transposed:
+            return self._spread(layout, moment.diagonal[start:stop])
+        # Padding is 0 in a layout and -1 among columns.
+        place = torch.arange(start + 1, stop + 1).unsqueeze(0)
+        return moment.of(AxisLayout((1, stop - start), layout.size).split(place)[0] - 1).unsqueeze(0)
 
     def _forget(self) -> None:
         """Drop what was derived from the parameters."""

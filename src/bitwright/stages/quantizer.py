@@ -15,6 +15,7 @@ from torch import Tensor
 from bitwright.events import Events
 from bitwright.formats import Format, LowRank, Sparse
 from bitwright.statistics import Statistic
+from bitwright.statistics.blocks import BlockMoment
 
 if TYPE_CHECKING:
     from bitwright.stages.bound import BoundQuantizer
@@ -54,11 +55,18 @@ class RangeEstimator(Protocol):
     def needs(self) -> tuple[Statistic, ...]:
         """Statistics of the site's input that ``importance`` is made from."""
 
-    def importance(self, context: WeightContext) -> Tensor | None:
-        """Weight of each input column's squared error, ``[in]``, or ``None`` for equal weights."""
+    def importance(self, context: WeightContext) -> Tensor | BlockMoment | None:
+        """Weight of each input column's squared error, ``[in]``, or ``None`` for equal weights.
+
+        Second moments of neighbouring columns weigh products of errors too.
+        """
 
     def fit(self, g: Tensor, format: Format, mask: Tensor | None, importance: Tensor | None) -> Fitted:
-        """Fit ``g[rows, groups, n]``; ``mask`` is true where a value is real, ``importance`` broadcasts to ``g``."""
+        """Fit ``g[rows, groups, n]``; ``mask`` is true where a value is real, ``importance`` broadcasts to ``g``.
+
+        Where :meth:`importance` gave second moments, it holds quadratic forms ``[1, groups, n, n]`` instead, if the
+        groups run along rows.
+        """
 
 
 @runtime_checkable

@@ -95,7 +95,7 @@ def _round(w: Tensor, removed: Removed, quantizer: Quantizer, context: WeightCon
     importance = estimator.importance(context)
     format = quantizer.format
     if isinstance(estimator, FormatChooser):
-        format = estimator.choose(rest, format, importance)
+        format = estimator.choose(rest, format, importance if isinstance(importance, Tensor) else None)
     bound = BoundQuantizer(format, estimator, rest, importance, codebook, keep)
     value = (quantizer.rounding or Nearest()).solve(rest, bound, context)
     return bound.finish(), value

@@ -3,6 +3,7 @@
 from bitwright.stages.ranges.half_quadratic import HalfQuadratic
 from bitwright.stages.ranges.minmax import MinMax
 from bitwright.stages.ranges.mse import Mse
+from bitwright.stages.ranges.output_clip import OutputClip
 from bitwright.stages.ranges.percentile import Percentile
 
-__all__ = ["HalfQuadratic", "MinMax", "Mse", "Percentile"]
+__all__ = ["HalfQuadratic", "MinMax", "Mse", "OutputClip", "Percentile"]

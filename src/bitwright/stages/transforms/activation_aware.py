@@ -19,14 +19,16 @@ from bitwright.statistics import ChannelMeans, Statistic
 
 @dataclass(frozen=True)
 class ActivationAwareScaling(WithinUnit):
-    """``s = mean|x|^alpha`` with alpha from a grid, chosen by the error of the unit's output (Lin et al. 2023, eq. 5).
+    """``s = mean|x|^alpha`` with alpha from a grid, chosen by an output's error (Lin et al. 2023, eq. 4 and 5).
 
-    The candidate weights ``Q(W s) / s`` of one pair's sinks are put into the float unit, which is run on
-    ``batches`` calibration batches; the alpha with the smallest squared change of the output wins. Rounding in the
-    search is to nearest in the recipe's format. Pairs are searched in the order of the unit's flow.
+    The candidate weights ``Q(W s) / s`` of one pair's sinks are put into the smallest module that holds them all (the
+    attention of query, key and value; the MLP of gate and up; a projection that is alone is its own), which is run on
+    what ``batches`` calibration batches feed it; the alpha with the smallest squared change of its output wins. These
+    are the modules that the published code names per architecture. Rounding in the search is to nearest in the
+    recipe's format, without clipping. Pairs are searched in the order of the unit's flow.
 
-    What differs from the published code: it runs the attention or MLP module that contains the pair, here the whole
-    block is run (it is what discovery knows, and one residual further from the rounding).
+    What differs from the published code: a fused projection that is a norm's only reader is scored by its own output
+    instead of the attention's; the search reads ``batches`` batches instead of all calibration data.
     """
 
     points: int = 20
@@ -64,7 +66,8 @@ class ActivationAwareScaling(WithinUnit):
     def _search(
         self, block: Block, pair: PairView, quantizers: Mapping[str, Quantizer | None], magnitude: Tensor
     ) -> tuple[float, float, Tensor]:
-        reference = block.outputs({}, self.batches)
+        run = block.part(pair.sinks, self.batches)
+        reference = run({})
         weights = {sink: block.weight(sink) for sink, q in quantizers.items() if q is not None}
         best: tuple[float, float, Tensor] | None = None
         first = 0.0
@@ -76,7 +79,7 @@ class ActivationAwareScaling(WithinUnit):
                 quantizer = quantizers[sink]
                 assert quantizer is not None
                 trial[sink] = quantize_weight(w * s, Quantizer(quantizer.format)).dequantize() / s
-            error = squared_difference(block.outputs(trial, self.batches), reference)
+            error = squared_difference(run(trial), reference)
             if step == 0:
                 first = error
             if best is None or error < best[1]:
@@ -95,4 +98,3 @@ def squared_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -
     """Mean squared difference over all batches."""
     total = sum(float((y - z).square().sum(dtype=torch.float64)) for y, z in zip(outputs, reference, strict=True))
     return total / sum(z.numel() for z in reference)
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,6 +13,9 @@ from bitwright.stages.quantizer import Quantizer
 from bitwright.statistics import Statistic
 
 Scope = Literal["block", "model"]
+
+Part = Callable[[Mapping[str, Tensor]], list[Tensor]]
+"""Runs a part of a unit with some weights replaced; outputs by batch (or by call)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ class Block(Protocol):
 
     def outputs(self, overrides: Mapping[str, Tensor], batches: int | None = None) -> list[Tensor]:
         """Run the unit on (a prefix of) the calibration batches, float stream, with some weights replaced."""
+
+    def part(self, paths: Sequence[str], batches: int | None = None) -> Part:
+        """As :meth:`outputs`, of the smallest module that holds all ``paths`` and is called; cheap to repeat.
+
+        Its inputs are taken once, so other weights of the unit must stay as they are between the runs.
+        """
 
 
 @dataclass(frozen=True)
