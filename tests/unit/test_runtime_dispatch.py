@@ -16,6 +16,7 @@ from bitwright.runtime import (
     ActivationQuantizer,
     ConvGeometry,
     Kernel,
+    Options,
     QuantEmbedding,
     QuantLinear,
     Request,
@@ -48,7 +49,7 @@ DECODE = Kernel(
 
 def layer(text: str = "int4 g8", table: Table = TABLE) -> QuantLinear:
     w = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    return QuantLinear.from_quantized(QuantizedTensor((parse(text).quantize(w),)), table=table)
+    return QuantLinear.from_quantized(QuantizedTensor((parse(text).quantize(w),)), options=Options(table=table))
 
 
 def sum_of_terms(text: str, out: int, columns: int) -> QuantizedTensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bitwright.errors import InputError
 from bitwright.formats import Codes, LowRank, QuantizedTensor, Scale, Sparse, parse
-from bitwright.runtime import ActivationQuantizer, ConvGeometry, QuantConv2d, QuantEmbedding, QuantLinear
+from bitwright.runtime import ActivationQuantizer, ConvGeometry, Options, QuantConv2d, QuantEmbedding, QuantLinear
 from bitwright.stages.transforms import OnlineOperation
 from bitwright.stages.transforms.hadamard import apply_hadamard
 
@@ -102,11 +102,12 @@ def test_sums_of_terms_and_learned_tables_run() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_result_keeps_the_dtype_of_the_input(dtype: torch.dtype) -> None:
     weight = quantized("int4 g32", weights())
-    layer = QuantLinear.from_quantized(weight, inputs(24), input=ActivationQuantizer(parse("int8 token dynamic")))
+    quantizer = ActivationQuantizer(parse("int8 token dynamic"))
+    layer = QuantLinear.from_quantized(weight, inputs(24), options=Options(quantizer))
     x = inputs(4, 70).to(dtype)
     y = layer(x)
     assert y.dtype == dtype
-    rounded = ActivationQuantizer(parse("int8 token dynamic"))(x)
+    rounded = quantizer(x)
     assert rounded.dtype == dtype
     assert torch.equal(y, functional.linear(rounded, weight.dequantize(dtype), inputs(24).to(dtype)))
 
@@ -115,7 +116,7 @@ def test_a_change_of_dtype_leaves_the_stored_numbers_alone() -> None:
     weight = quantized("nvfp4", weights(8, 64))
     zero = torch.tensor([99], dtype=torch.uint8)
     quantizer = ActivationQuantizer(parse("int8 tensor asym"), torch.tensor([0.017]), zero)
-    layer = QuantLinear.from_quantized(weight, inputs(8), input=quantizer)
+    layer = QuantLinear.from_quantized(weight, inputs(8), options=Options(quantizer))
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer.half().to(torch.bfloat16)
     after = layer.state_dict()
@@ -130,7 +131,7 @@ def test_a_change_of_dtype_leaves_the_stored_numbers_alone() -> None:
 
 def test_kept_weights_give_the_same_result_and_follow_a_reload() -> None:
     first, second = quantized("int3 g32", weights()), quantized("int3 g32", weights().flip(0))
-    layer = QuantLinear.from_quantized(first, cache_weights=True)
+    layer = QuantLinear.from_quantized(first, options=Options(cache_weights=True))
     x = inputs(4, 70)
     assert torch.equal(layer(x), x @ first.dequantize().T)
     assert layer.served().kernel.name == "linear/dense"
@@ -168,7 +169,7 @@ def test_a_token_of_a_convolution_is_one_position() -> None:
     source = nn.Conv2d(8, 4, 1, bias=False)
     quantizer = ActivationQuantizer(parse("int4 token dynamic"))
     weight = quantized("int8 channel", source.weight.detach().flatten(1))
-    layer = QuantConv2d.from_quantized(weight, None, ConvGeometry.of(source), input=quantizer)
+    layer = QuantConv2d.from_quantized(weight, None, ConvGeometry.of(source), options=Options(quantizer))
     x = inputs(2, 8, 3, 5)
     rows = quantizer(x.movedim(1, -1)) @ weight.dequantize().T
     torch.testing.assert_close(layer(x), rows.movedim(-1, 1))
@@ -180,12 +181,12 @@ def test_online_operations_run_before_the_input_quantizer() -> None:
     w, x = weights(8, 48), inputs(4, 48)
     rotate = OnlineOperation("hadamard", (("size", 12), ("seed", 3)))
     weight = quantized("int8 channel", apply_hadamard(w, 12, 3))
-    layer = QuantLinear.from_quantized(weight, online=(rotate,))
+    layer = QuantLinear.from_quantized(weight, options=Options(online=(rotate,)))
     torch.testing.assert_close(layer(x), x @ w.T, rtol=0, atol=0.15)
     quantizer = ActivationQuantizer(parse("int4 token dynamic"))
-    both = QuantLinear.from_quantized(weight, online=(rotate,), input=quantizer)
+    both = QuantLinear.from_quantized(weight, options=Options(quantizer, (rotate,)))
     assert torch.equal(both(x), quantizer(apply_hadamard(x, 12, 3)) @ weight.dequantize().T)
-    unknown = QuantLinear.from_quantized(weight, online=(OnlineOperation("hadamrd", ()),))
+    unknown = QuantLinear.from_quantized(weight, options=Options(online=(OnlineOperation("hadamrd", ()),)))
     with pytest.raises(InputError, match="hadamard"):
         unknown(x)
 
@@ -194,9 +195,11 @@ def test_modules_that_quantize_their_input_only() -> None:
     w, x = weights(6, 16), inputs(5, 16)
     quantizer = ActivationQuantizer(parse("int8 token dynamic"))
     expected = quantizer(x) @ w.T
-    torch.testing.assert_close(QuantLinear.from_float(w, input=quantizer)(x), expected)
-    torch.testing.assert_close(QuantLinear.from_float(w.T.contiguous(), input=quantizer, transposed=True)(x), expected)
-    conv = QuantConv2d.from_float(w.view(6, 16, 1, 1), None, ConvGeometry((1, 1)), input=quantizer)
+    options = Options(quantizer)
+    torch.testing.assert_close(QuantLinear.from_float(w, options=options)(x), expected)
+    turned = QuantLinear.from_float(w.T.contiguous(), options=options, transposed=True)
+    torch.testing.assert_close(turned(x), expected)
+    conv = QuantConv2d.from_float(w.view(6, 16, 1, 1), None, ConvGeometry((1, 1)), options=options)
     torch.testing.assert_close(conv(x.T.reshape(1, 16, 5, 1)), expected.T.reshape(1, 6, 5, 1))
 
 
@@ -241,4 +244,4 @@ def test_wrong_sizes_are_refused() -> None:
         layer(inputs(2, 69))
     static = ActivationQuantizer(parse("int8 channel"), torch.ones(3))
     with pytest.raises(InputError, match="do not fit 70 channels"):
-        QuantLinear.from_quantized(quantized("int4 g32", weights()), input=static)
+        QuantLinear.from_quantized(quantized("int4 g32", weights()), options=Options(static))

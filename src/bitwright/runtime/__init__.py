@@ -9,7 +9,7 @@ from bitwright.runtime.install import install
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.linear import QuantLinear
 from bitwright.runtime.manifest import Manifest, read_manifest
-from bitwright.runtime.module import QuantModule, describe
+from bitwright.runtime.module import Options, QuantModule, describe
 
 __all__ = [
     "TABLE",
@@ -17,6 +17,7 @@ __all__ = [
     "ConvGeometry",
     "Kernel",
     "Manifest",
+    "Options",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantLinear",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bitwright.formats import QuantizedTensor
-from bitwright.runtime.activation import ActivationQuantizer
-from bitwright.runtime.dispatch import Table
 from bitwright.runtime.geometry import ConvGeometry
-from bitwright.runtime.kernels.table import TABLE
-from bitwright.runtime.module import QuantModule
-from bitwright.stages.transforms import OnlineOperation
+from bitwright.runtime.module import PLAIN, Options, QuantModule
 
 
 class QuantConv2d(QuantModule):
@@ -33,76 +29,26 @@ class QuantConv2d(QuantModule):
         bias: Tensor | None,
         geometry: ConvGeometry,
         *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        cache_weights: bool = False,
-        table: Table = TABLE,
-        dtype: torch.dtype = torch.float32,
+        options: Options = PLAIN,
     ) -> None:
         self.geometry = geometry
-        super().__init__(
-            weight,
-            meta,
-            shape,
-            bias,
-            input=input,
-            online=online,
-            cache_weights=cache_weights,
-            table=table,
-            dtype=dtype,
-        )
+        super().__init__(weight, meta, shape, bias, options=options)
 
     @classmethod
     def from_quantized(
-        cls,
-        weight: QuantizedTensor,
-        bias: Tensor | None,
-        geometry: ConvGeometry,
-        *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        cache_weights: bool = False,
-        table: Table = TABLE,
-        dtype: torch.dtype = torch.float32,
+        cls, weight: QuantizedTensor, bias: Tensor | None, geometry: ConvGeometry, *, options: Options = PLAIN
     ) -> QuantConv2d:
         """Make the module of a flattened quantized weight; ``geometry`` is ``ConvGeometry.of(float module)``."""
         tensors, meta = weight.to_tensors()
-        return cls(
-            tensors,
-            meta,
-            weight.shape,
-            bias,
-            geometry,
-            input=input,
-            online=online,
-            cache_weights=cache_weights,
-            table=table,
-            dtype=dtype,
-        )
+        return cls(tensors, meta, weight.shape, bias, geometry, options=options)
 
     @classmethod
     def from_float(
-        cls,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: ConvGeometry,
-        *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        table: Table = TABLE,
+        cls, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, *, options: Options = PLAIN
     ) -> QuantConv2d:
         """Make a module whose input alone is quantized; ``weight`` is ``[out, in / groups, kh, kw]``."""
-        made = cls(
-            None,
-            None,
-            (weight.shape[0], weight[0].numel()),
-            bias,
-            geometry,
-            input=input,
-            online=online,
-            table=table,
-            dtype=weight.dtype,
-        )
+        shape = (weight.shape[0], weight[0].numel())
+        made = cls(None, None, shape, bias, geometry, options=replace(options, dtype=weight.dtype))
         made.weight = nn.Parameter(weight, requires_grad=False)
         return made
 

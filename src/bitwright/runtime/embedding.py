@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor
-from bitwright.runtime.dispatch import Table
-from bitwright.runtime.kernels.table import TABLE
-from bitwright.runtime.module import QuantModule
+from bitwright.runtime.module import PLAIN, Options, QuantModule
 
 
 class QuantEmbedding(QuantModule):
@@ -20,30 +14,11 @@ class QuantEmbedding(QuantModule):
 
     op = "embedding"
 
-    def __init__(
-        self,
-        weight: Mapping[str, Tensor],
-        meta: Mapping[str, Any],
-        shape: tuple[int, int],
-        *,
-        dtype: torch.dtype = torch.float32,
-        cache_weights: bool = False,
-        table: Table = TABLE,
-    ) -> None:
-        super().__init__(weight, meta, shape, cache_weights=cache_weights, table=table, dtype=dtype)
-
     @classmethod
-    def from_quantized(
-        cls,
-        weight: QuantizedTensor,
-        *,
-        dtype: torch.dtype = torch.float32,
-        cache_weights: bool = False,
-        table: Table = TABLE,
-    ) -> QuantEmbedding:
-        """Make the module of a quantized table; ``dtype`` is that of its results."""
+    def from_quantized(cls, weight: QuantizedTensor, *, options: Options = PLAIN) -> QuantEmbedding:
+        """Make the module of a quantized table; ``options.dtype`` is that of its results."""
         tensors, meta = weight.to_tensors()
-        return cls(tensors, meta, weight.shape, dtype=dtype, cache_weights=cache_weights, table=table)
+        return cls(tensors, meta, weight.shape, options=options)
 
     @property
     def num_embeddings(self) -> int:

@@ -17,7 +17,7 @@ from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.linear import QuantLinear
 from bitwright.runtime.manifest import Manifest, ModuleEntry, StackEntry
-from bitwright.runtime.module import QuantModule, buffer_name
+from bitwright.runtime.module import Options, QuantModule, buffer_name
 
 
 def install(
@@ -77,24 +77,20 @@ def _make(
     weight = None if entry.weight is None else packed_tensors(path, entry.weight, tensors)
     shape = _shape(path, entry, source)
     bias = _bias(path, entry, source, tensors)
+    dtype = _weight_of(path, source).dtype
     quantizer = _quantizer(path, entry, shape[1], tensors)
+    options = Options(quantizer, entry.online, cache_weights, table, dtype)
     if entry.kind == "embedding":
-        return _embedding(path, entry, source, weight, shape, cache_weights, table)
+        if entry.weight is None or quantizer is not None or entry.online:
+            raise InputError(f"the embedding {path} can only have a quantized weight; quantize again")
+        return QuantEmbedding(weight, entry.weight, shape, options=options)
     made: QuantModule
     if entry.kind == "conv":
         if not isinstance(source, nn.Conv2d):
             raise InputError(f"{path} is a {type(source).__name__}; only Conv2d modules can run as convolutions")
-        made = QuantConv2d(
-            weight, entry.weight, shape, bias, ConvGeometry.of(source),
-            input=quantizer, online=entry.online,
-            cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
-        )  # fmt: skip
+        made = QuantConv2d(weight, entry.weight, shape, bias, ConvGeometry.of(source), options=options)
     else:
-        made = QuantLinear(
-            weight, entry.weight, shape, bias,
-            input=quantizer, online=entry.online,
-            cache_weights=cache_weights, table=table, dtype=_weight_of(path, source).dtype,
-        )  # fmt: skip
+        made = QuantLinear(weight, entry.weight, shape, bias, options=options)
         made.transposed = entry.transposed
     if entry.weight is None:
         name = f"{path}.weight"
@@ -114,21 +110,6 @@ def _quantizer(
         raise InputError(f"{path}.input_scale has {scale.numel()} values for {columns} channels; quantize again")
     zero = _required(f"{path}.input_zero", tensors) if entry.input.asymmetric else None
     return ActivationQuantizer(entry.input, scale, zero)
-
-
-def _embedding(
-    path: str,
-    entry: ModuleEntry,
-    source: nn.Module,
-    weight: dict[str, Tensor] | None,
-    shape: tuple[int, int],
-    cache_weights: bool,
-    table: Table,
-) -> QuantEmbedding:
-    if entry.weight is None or weight is None or entry.input is not None or entry.online:
-        raise InputError(f"the embedding {path} can only have a quantized weight; quantize again")
-    dtype = _weight_of(path, source).dtype
-    return QuantEmbedding(weight, entry.weight, shape, dtype=dtype, cache_weights=cache_weights, table=table)
 
 
 def packed_tensors(path: str, meta: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor
-from bitwright.runtime.activation import ActivationQuantizer
-from bitwright.runtime.dispatch import Table
-from bitwright.runtime.kernels.table import TABLE
-from bitwright.runtime.module import QuantModule
-from bitwright.stages.transforms import OnlineOperation
+from bitwright.runtime.module import PLAIN, Options, QuantModule
 
 
 class QuantLinear(QuantModule):
@@ -29,59 +24,24 @@ class QuantLinear(QuantModule):
 
     @classmethod
     def from_quantized(
-        cls,
-        weight: QuantizedTensor,
-        bias: Tensor | None = None,
-        *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        transposed: bool = False,
-        cache_weights: bool = False,
-        table: Table = TABLE,
-        dtype: torch.dtype = torch.float32,
+        cls, weight: QuantizedTensor, bias: Tensor | None = None, *, options: Options = PLAIN, transposed: bool = False
     ) -> QuantLinear:
         """Make the module of a quantized weight ``[out, in]``.
 
         ``transposed`` records that the float module kept ``[in, out]``; the quantized weight is ``[out, in]`` anyway.
         """
         tensors, meta = weight.to_tensors()
-        made = cls(
-            tensors,
-            meta,
-            weight.shape,
-            bias,
-            input=input,
-            online=online,
-            cache_weights=cache_weights,
-            table=table,
-            dtype=dtype,
-        )
+        made = cls(tensors, meta, weight.shape, bias, options=options)
         made.transposed = transposed
         return made
 
     @classmethod
     def from_float(
-        cls,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        transposed: bool = False,
-        table: Table = TABLE,
+        cls, weight: Tensor, bias: Tensor | None = None, *, options: Options = PLAIN, transposed: bool = False
     ) -> QuantLinear:
         """Make a module whose input alone is quantized; ``weight`` is stored as given (see ``transposed``)."""
         shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
-        made = cls(
-            None,
-            None,
-            shape,
-            bias,
-            input=input,
-            online=online,
-            table=table,
-            dtype=weight.dtype,
-        )
+        made = cls(None, None, shape, bias, options=replace(options, dtype=weight.dtype))
         made.transposed = transposed
         made.weight = nn.Parameter(weight, requires_grad=False)
         return made

@@ -29,6 +29,27 @@ class Served:
     passed_over: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a module runs, beside its weight.
+
+    Attributes:
+        input: quantizer of its input. online: operations that its input goes through before that.
+        cache_weights: keep one dequantized copy of the weight: fast on small models, large on others.
+        table: kernels to choose from.
+        dtype: of the float module that is replaced.
+    """
+
+    input: ActivationQuantizer | None = None
+    online: Sequence[OnlineOperation] = ()
+    cache_weights: bool = False
+    table: Table = TABLE
+    dtype: torch.dtype = torch.float32
+
+
+PLAIN = Options()
+
+
 class QuantModule(nn.Module):
     """Base of :class:`QuantLinear`, :class:`QuantConv2d` and :class:`QuantEmbedding`.
 
@@ -51,11 +72,7 @@ class QuantModule(nn.Module):
         shape: tuple[int, int],
         bias: Tensor | None = None,
         *,
-        input: ActivationQuantizer | None = None,  # noqa: A002
-        online: Sequence[OnlineOperation] = (),
-        cache_weights: bool = False,
-        table: Table = TABLE,
-        dtype: torch.dtype = torch.float32,
+        options: Options = PLAIN,
     ) -> None:
         """Take packed tensors (by their keys in ``QuantizedTensor.to_tensors``) and their ``meta``.
 
@@ -72,17 +89,19 @@ class QuantModule(nn.Module):
         for key, tensor in (weight or {}).items():
             self.register_buffer(buffer_name(key), tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.input_format = None if input is None else input.format
-        self.register_buffer("input_scale", None if input is None else input.scale)
-        self.register_buffer("input_zero", None if input is None else input.zero)
-        self.online = tuple(online)
-        self.cache_weights = cache_weights
-        self.table = table
-        self.dtype = dtype
+        quantizer = options.input
+        self.input_format = None if quantizer is None else quantizer.format
+        self.register_buffer("input_scale", None if quantizer is None else quantizer.scale)
+        self.register_buffer("input_zero", None if quantizer is None else quantizer.zero)
+        self.online = tuple(options.online)
+        self.cache_weights = options.cache_weights
+        self.table = options.table
+        self.dtype = options.dtype
         self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
         features = self.input_features()
-        if input is not None and input.scale is not None and input.scale.numel() not in (1, features):
-            raise InputError(f"{input.scale.numel()} input scales do not fit {features} channels; give 1 or {features}")
+        scale = self.input_scale
+        if scale is not None and scale.numel() not in (1, features):
+            raise InputError(f"{scale.numel()} input scales do not fit {features} channels; give 1 or {features}")
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
