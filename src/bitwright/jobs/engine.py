@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ from bitwright.stages.transforms import OnlineOperation, TransformReport
 from bitwright.stages.transforms.base import transforms_by_scope
 from bitwright.statistics import Statistic
 
+if TYPE_CHECKING:
+    from bitwright.jobs.float_record import FloatRecord
+
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
@@ -60,6 +63,7 @@ class Engine:
             model in memory answers, to be compared with the model that is read back from disk.
         window_bytes: how much of each stream stays in memory; the rest goes to files under ``spill``.
         replay_bytes: how much of what a unit computed is kept for its later sweeps (``None``: all).
+        record: what the untouched float model answered already, shared by the recipes of a comparison.
         release: give a unit's quantized modules back once it is finished (it was written).
     """
 
@@ -73,6 +77,7 @@ class Engine:
     given: Mapping[str, Mapping[Statistic, Any]] = field(default_factory=dict)
     importance: Callable[[str, int], Tensor | None] = lambda unit, index: None
     probe: Batch | None = None
+    record: FloatRecord | None = None
     release: bool = False
     spill: Path | None = None
     window_bytes: int | None = None
@@ -94,6 +99,7 @@ class Engine:
         self.probe_output: Tensor | None = None
         self.transforms_model = transforms_by_scope(self.recipe.transforms, "model")
         self.transforms_block = transforms_by_scope(self.recipe.transforms, "block")
+        self.untouched = not self.transforms_model
 
     def coded(self, site: WeightSite) -> bool:
         """Whether a quantizer selects the site's weight or its input."""
@@ -194,6 +200,7 @@ class Engine:
 
     def _transform(self, unit: Unit, view: UnitView, events: Events) -> list[TransformReport]:
         reports: list[TransformReport] = []
+        self.untouched = not self.transforms_model
         for transform in self.transforms_model:
             seed = derived_seed(self.seed, type(transform).__name__)
             reports.append(transform.apply(view, {}, seed, events))
@@ -204,8 +211,17 @@ class Engine:
             statistics = self.sweep(unit, dict.fromkeys(view.linears, transform.needs), "float", on_work=True)
             seed = derived_seed(self.seed, type(transform).__name__, unit.name)
             reports.append(transform.apply(view, statistics, seed, events))
+            self.untouched = False
         self._sync_twin(unit, view)
         return reports
+
+    def float_requests(self, unit: Unit) -> Requests:
+        """What this recipe asks first of the untouched float unit."""
+        if self.transforms_model:
+            return {}
+        if self.transforms_block:
+            return dict.fromkeys(self._view(unit).linears, self.transforms_block[0].needs)
+        return early_requests(self, unit, "float")
 
     def _sync_twin(self, unit: Unit, view: UnitView) -> None:
         """Give the float twin the transformed weights, so that both streams live in the same coordinates."""
@@ -248,9 +264,12 @@ class Engine:
         """
         floating = stream == "float"
         runner = self.work_runner if on_work or not floating else self.float_runner
+        known: Results = {path: {} for path in requests}
+        if floating and self.untouched and self.record is not None:
+            known, requests = self.record.split(unit.name, requests)
         gatherer = Gatherer(runner.model.module, requests)
         if not gatherer.requests and onto is None:
-            return {path: {} for path in requests}
+            return known
         if not self.batches:
             raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
         hidden = self.float if floating else self.quantized
@@ -271,7 +290,9 @@ class Engine:
                     if not floating:  # the unit is finished with this batch
                         self.replay.forget(index)
                         self.twin_replay.forget(index)
-        return gatherer.results()
+        for path, found in gatherer.results().items():
+            known[path].update(found)
+        return known
 
     def _replaying(
         self, replay: Replay | None, unit: Unit, root: torch.nn.Module, index: int, record: bool = True
@@ -296,23 +317,26 @@ class Engine:
 
         One pass of the float stream serves both; the quantized prefix is read only where a stage names it.
         """
-        requests = early_requests(self, unit, "float")
-        after = self._behind(unit)
-        found = self.sweep(unit, requests, "float", onto=after)
+        after, onto = self._behind(unit)
+        found = self.sweep(unit, early_requests(self, unit, "float"), "float", onto=onto)
         for path, more in self.sweep(unit, early_requests(self, unit, "block"), "quantized").items():
             found.setdefault(path, {}).update(more)
         return after, found
 
     def _float_outputs(self, unit: Unit) -> HiddenStates | None:
-        after = self._behind(unit)
-        self.sweep(unit, {}, "float", onto=after)
+        after, onto = self._behind(unit)
+        self.sweep(unit, {}, "float", onto=onto)
         return after
 
-    def _behind(self, unit: Unit) -> HiddenStates | None:
-        """Room for the float stream behind the unit, where the recipe reads on."""
+    def _behind(self, unit: Unit) -> tuple[HiddenStates | None, HiddenStates | None]:
+        """The float stream behind the unit, where the recipe reads on; and again if it has to be filled."""
         if not self.reads_float or unit.kind in ("suffix", "whole"):
-            return None
-        return HiddenStates(len(self.batches), self.window_bytes, self.spill)
+            return None, None
+        shared = None if self.record is None or self.transforms_model else self.record.behind(unit.name)
+        if shared is not None:
+            return shared, None
+        fresh = HiddenStates(len(self.batches), self.window_bytes, self.spill)
+        return fresh, fresh
 
     # -- after the rounding ---------------------------------------------------------------------------------------
 
@@ -341,7 +365,8 @@ class Engine:
 
     def _advance(self, unit: Unit, after: HiddenStates | None) -> None:
         if after is not None:
-            self.float.clear()
+            if self.record is None or self.transforms_model:  # else it is the record's
+                self.float.clear()
             self.float = after
         if self.probe_runner is not None:
             with torch.no_grad():

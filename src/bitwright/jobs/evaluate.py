@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ from bitwright.errors import InputError
 from bitwright.evaluation import ReferenceLogits, image_scores, logits_of, score_lm
 from bitwright.evaluation.images import class_logits
 from bitwright.formats import parse
+from bitwright.jobs.float_record import FloatRecord, gather_float
+from bitwright.jobs.memory import replay_window
 from bitwright.jobs.opened_model import RunnableModel, open_runnable
+from bitwright.jobs.opening import Job
 from bitwright.jobs.request import ID_FILES, Request, build_job, build_recipe
-from bitwright.jobs.run import run
+from bitwright.jobs.run import data_digest, run
 from bitwright.models import open_model
 from bitwright.recipes.registry import with_weight_format
 from bitwright.runtime.cache import cache_factory
@@ -115,18 +121,37 @@ def compare(
 ) -> dict[str, Any]:
     """Quantize a model by several recipes and formats in memory and measure all against the same float predictions.
 
-    The float predictions and the calibration data are made once. The keys are those of ``compare --json``.
+    The float predictions, and the statistics and streams of the float model that several recipes read, are made once.
+    The keys are those of ``compare --json``.
     """
     model = open_runnable(request.model)
     data = evaluation_data(model, source, count)
     rows = [_float_row(model, data)]
     pairs = [(r, f) for r in recipes for f in (formats or [""])]
+    jobs = [build_job(dataclasses.replace(request, recipe=name, weights=text, out="")) for name, text in pairs]
     reference = _predictions(model, data)
-    for done, (name, text) in enumerate(pairs):
-        say(f"{name} {text}".strip(), done / len(pairs))
-        rows.append(_row(request, name, text, data, reference))
-    protocol = data.protocol
-    return {"model": request.model, "protocol": protocol, "rows": rows}
+    with _float_records(jobs) as records:
+        for done, ((name, text), job) in enumerate(zip(pairs, jobs, strict=True)):
+            say(f"{name} {text}".strip(), done / len(pairs))
+            rows.append(_row(job, name, text, data, reference, records.get(_data_key(job))))
+    return {"model": request.model, "protocol": data.protocol, "rows": rows}
+
+
+@contextmanager
+def _float_records(jobs: Sequence[Job]) -> Iterator[dict[Hashable, FloatRecord]]:
+    """What the float model answers, once for all jobs with equal calibration data; streams go to a passing folder."""
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        if job.data is not None:
+            groups.setdefault(_data_key(job), []).append(job)
+    window = replay_window(jobs[0])
+    with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
+        found = {key: gather_float(group, window, Path(folder)) for key, group in groups.items() if len(group) > 1}
+        yield {key: record for key, record in found.items() if record is not None}
+
+
+def _data_key(job: Job) -> Hashable:
+    return data_digest(job), job.batch_size
 
 
 def _predictions(model: RunnableModel, data: TokenData | ImageData) -> Any:
@@ -157,11 +182,12 @@ def _float_row(model: RunnableModel, data: TokenData | ImageData) -> dict[str, A
     }
 
 
-def _row(request: Request, name: str, text: str, data: TokenData | ImageData, reference: Any) -> dict[str, Any]:
-    job = build_job(dataclasses.replace(request, recipe=name, weights=text, out=""))
-    module: Any = job.model if isinstance(job.model, nn.Module) else open_model(job.model).module
+def _row(
+    job: Job, name: str, text: str, data: TokenData | ImageData, reference: Any, record: FloatRecord | None
+) -> dict[str, Any]:
+    module: Any = copy.deepcopy(job.model) if isinstance(job.model, nn.Module) else open_model(job.model).module
     started = time.perf_counter()
-    result = run(dataclasses.replace(job, model=module, out=None))
+    result = run(dataclasses.replace(job, model=module, out=None), record=record)
     seconds = time.perf_counter() - started
     factory = None
     if result.manifest["kv_cache"] is not None:

@@ -26,6 +26,7 @@ from bitwright.errors import CheckError, InputError
 from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
+from bitwright.jobs.float_record import FloatRecord
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.memory import activation_window, estimate_peak, replay_window
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
@@ -108,8 +109,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(job: Job, progress: Progress = no_progress) -> JobResult:
+def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None = None) -> JobResult:
     """Run a job to its end; the same call continues after an interruption.
+
+    ``record`` holds what the float model answered already; only jobs in memory read it.
 
     Raises:
         InputError: for wrong input, a folder in use, or a cap that cannot be kept.
@@ -120,7 +123,7 @@ def run(job: Job, progress: Progress = no_progress) -> JobResult:
         opened = open_job(job)
         check_memory(job, opened)
         if job.out is None:
-            result = _run_units(job, opened, None, progress)
+            result = _run_units(job, opened, None, progress, record)
         else:
             result = _run_in_folder(job, opened, progress)
     result.seconds = time.perf_counter() - started
@@ -194,9 +197,11 @@ def locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) -> JobResult:
+def _run_units(
+    job: Job, opened: Opened, work: Path | None, progress: Progress, record: FloatRecord | None = None
+) -> JobResult:
     events = Events(job.strict, list(job.events))
-    engine = _engine(job, opened, events, work)
+    engine = _engine(job, opened, events, work, record)
     total = len(engine.units)
     output = Output(work, opened.model, opened.structure, engine.units, opened.untied) if work is not None else None
     journal = Journal(work, identity(job, opened), machine()) if work is not None else None
@@ -242,7 +247,7 @@ def _run_units(job: Job, opened: Opened, work: Path | None, progress: Progress) 
     return job_result
 
 
-def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engine:
+def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record: FloatRecord | None) -> Engine:
     return Engine(
         recipe=job.recipe,
         model=opened.model,
@@ -251,8 +256,9 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None) -> Engi
         seed=job.seed,
         events=events,
         twin=opened.twin,
-        given=weight_gradients(job, opened),
-        importance=unit_importance(job, opened),
+        given=weight_gradients(job, opened, record),
+        importance=unit_importance(job, opened, record),
+        record=record,
         probe=probe_batch(job, opened) if job.verify and job.out is not None else None,
         release=work is not None and opened.model.streamed,
         spill=None if work is None else work / "hidden",
