@@ -18,8 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from exchange import ANSWERS, CALIBRATION, MODEL, answers, arguments, evaluation_tokens, measured, save, timed
 
-
-# Name of the row: recipe and settings. The last one is what AutoRound does, in our slots: offsets of the rounding learned
+# Name of the row: recipe and settings. The last one does what AutoRound does, in our slots: rounding offsets learned
 # on the decoder's blocks with the squared error, eight sequences a step.
 METHODS = {
     "rtn": ("rtn", ()),
