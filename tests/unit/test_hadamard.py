@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from bitwright.errors import InputError
-from bitwright.stages.transforms.hadamard import apply_hadamard, hadamard_block, hadamard_matrix, random_signs
+from bitwright.stages.transforms.hadamard import (
+    apply_hadamard,
+    apply_mean_keeping,
+    hadamard_block,
+    hadamard_matrix,
+    random_signs,
+)
 from bitwright.stages.transforms.paley import prime_power
 
 
@@ -108,3 +114,28 @@ def test_impossible_sizes_are_refused() -> None:
         apply_hadamard(torch.ones(2, 60), 8)
     with pytest.raises(InputError, match="at least one"):
         hadamard_block(0)
+
+
+@pytest.mark.parametrize("dim", [128, 12, 172, 6])
+def test_a_mean_keeping_rotation_commutes_with_a_layer_norm(dim: int) -> None:
+    size = hadamard_block(dim)
+    q = apply_mean_keeping(torch.eye(dim, dtype=torch.float64), size, seed=3)
+    torch.testing.assert_close(q @ q.T, torch.eye(dim, dtype=torch.float64))
+    torch.testing.assert_close(q.sum(0), torch.ones(dim, dtype=torch.float64))
+    x = torch.randn(5, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
+    norm = torch.nn.functional.layer_norm
+    torch.testing.assert_close(norm(x @ q, (dim,)), norm(x, (dim,)) @ q)
+    torch.testing.assert_close(apply_mean_keeping(x.float(), size, 3), (x @ q).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_keeping_rotation_spreads_every_channel() -> None:
+    """One large channel becomes many of like size, as behind the plain transform (whose entries are all 1/16)."""
+    rows = apply_mean_keeping(torch.eye(256), 256, seed=1)
+    assert float(rows.abs().amax(1).max()) < 4.5 / 16
+    assert float(rows.abs().mean(1).min()) > 0.7 / 16
+
+
+def test_ones_that_stay_need_no_reflection() -> None:
+    """A Hadamard matrix of order 1 without signs leaves everything, the ones too."""
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(apply_mean_keeping(x, 1), x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from bitwright.errors import InputError
 from bitwright.events import Events
 from bitwright.formats import parse
 from bitwright.jobs import Job
@@ -28,20 +29,20 @@ from bitwright.stages.transforms.rotation import KeyRotation, OnlineRotation, Re
 from bitwright.stages.transforms.smoothing import Smoothing
 from bitwright.statistics import AbsMax
 from tests.unit.jobs_toys import tiny_llama, token_ids
-from tests.unit.models_toys import toy_model
+from tests.unit.models_toys import toy_images, toy_model
 
 ROTATIONS = (ResidualRotation(), ValueRotation(), OnlineRotation(), KeyRotation())
 
 
-def _engine(module: nn.Module, ids: Tensor, transforms: tuple[Transform, ...]) -> Engine:
+def _engine(module: nn.Module, ids: Tensor | dict[str, Tensor], transforms: tuple[Transform, ...]) -> Engine:
     recipe = Recipe(
         transforms=transforms, weights=(rule("linear", Quantizer(parse("int3 channel asym"))),), name="transforms"
     )
-    opened = open_job(Job(module, recipe, [{"input_ids": ids}]))
+    opened = open_job(Job(module, recipe, [{"input_ids": ids} if isinstance(ids, Tensor) else ids]))
     return Engine(recipe, opened.model, opened.structure, opened.batches)
 
 
-def _transform(module: nn.Module, ids: Tensor, *transforms: Transform) -> dict[str, UnitView]:
+def _transform(module: nn.Module, ids: Tensor | dict[str, Tensor], *transforms: Transform) -> dict[str, UnitView]:
     """Apply transforms to a module in place, weights stay float; online operations run as hooks."""
     engine = _engine(module, ids, transforms)
     views = {}
@@ -86,7 +87,7 @@ def test_float_logits_do_not_move(case: str, toy_llama: LlamaForCausalLM, toy_to
     assert any(_changed(module, toy_llama, name) for name, _ in toy_llama.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma", "phi3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma", "phi3", "gpt2", "falcon"])
 def test_other_decoders_keep_their_function_too(name: str) -> None:
     """Biases, norms that add one to their gain, fused projections: whatever is offered must be exact."""
     reference = toy_model(name)
@@ -243,12 +244,41 @@ def test_online_rotations_belong_to_the_projections_behind_products() -> None:
         assert set(view.cache_online) == {"key"}
 
 
-def test_a_layer_norm_stream_is_refused() -> None:
-    from bitwright.errors import InputError
+LAYER_NORM_MODELS = ["gpt2", "opt", "gpt-neox", "phi", "falcon", "vit"]
 
+
+@pytest.mark.parametrize("name", LAYER_NORM_MODELS)
+def test_a_layer_norm_stream_is_rotated_around_the_ones(name: str) -> None:
+    """Stored transposes, positions, parallel branches, heads without a bias, tables that no layer owns: all exact."""
+    reference = toy_model(name)
+    batch = {"pixel_values": toy_images()} if name == "vit" else {"input_ids": torch.randint(3, 96, (2, 12))}
+    module = copy.deepcopy(reference)
+    stream = _transform(module, batch, ResidualRotation())["suffix"].residual
+    assert stream is not None
+    assert stream.kind == "layer"
+    expected, found = reference(**batch).logits, module(**batch).logits
+    assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    for touch in (*stream.writes, *stream.reads):
+        owner, before = module.get_submodule(touch.path), reference.get_submodule(touch.path)
+        assert not torch.equal(getattr(owner, touch.parameter), getattr(before, touch.parameter)), touch
+    for norm in {touch.norm for touch in stream.reads}:
+        readers = [module.get_submodule(touch.path) for touch in stream.reads if touch.norm == norm]
+        shift = module.get_parameter(f"{norm}.bias")
+        assert torch.equal(module.get_parameter(f"{norm}.weight"), torch.ones_like(shift))
+        assert bool((shift == 0).all()) == all(reader.bias is not None for reader in readers)
+
+
+def test_a_post_norm_encoder_is_refused() -> None:
     ids = torch.randint(3, 96, (2, 12))
-    with pytest.raises(InputError, match="cannot be rotated"):
-        _transform(toy_model("gpt2"), ids, ResidualRotation())
+    with pytest.raises(InputError, match="cannot be rotated: none was proved"):
+        _transform(toy_model("bert"), ids, ResidualRotation())
+
+
+def test_a_shift_without_gain_has_no_place_behind_the_norm() -> None:
+    shift, gain = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([2.0, 0.0, -1.0])
+    assert ResidualRotation._behind("norm", shift, gain).tolist() == [0.5, 0.0, -2.0]
+    with pytest.raises(InputError, match="shift where its gain is zero"):
+        ResidualRotation._behind("norm", shift, gain * torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_silent_channels_are_left_alone() -> None:

@@ -47,12 +47,19 @@ def split_units(structure: Structure) -> tuple[Unit, ...]:
     after = tuple(s for i, s in enumerate(structure.sites) if s.block is None and i > first)
     late = _norms_behind(structure, {s.path for s in after})
     early = tuple(n.path for n in structure.norms if n.block is None and n.path not in late)
-    units = [Unit("prefix", "prefix", 0, (*(s.path for s in before), *early), before)]
+    units = [Unit("prefix", "prefix", 0, (*(s.path for s in before), *early, *_tables(structure)), before)]
     for number, path in enumerate(structure.blocks):
         sites = tuple(s for s in structure.sites if s.block == number)
         units.append(Unit(path, "block", len(units), (path,), sites, number))
     units.append(Unit("suffix", "suffix", len(units), (*(s.path for s in after), *late), after))
     return tuple(units)
+
+
+def _tables(structure: Structure) -> tuple[str, ...]:
+    """Owners of parameters that are added to the stream before the blocks and belong to no layer (positions)."""
+    writes = () if structure.residual is None else structure.residual.writes
+    layers = {name for site in structure.sites for name in (site.name, site.bias)}
+    return tuple(dict.fromkeys(touch.name.rpartition(".")[0] for touch in writes if touch.name not in layers))
 
 
 def _norms_behind(structure: Structure, suffix: set[str]) -> tuple[str, ...]:

@@ -55,9 +55,11 @@ def swapped_weights(root: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
             module.register_parameter("weight", parameter)
 
 
-def _touch(entry: StreamParameter) -> StreamTouch:
+def _touch(entry: StreamParameter, sites: Mapping[str, WeightSite]) -> StreamTouch:
     path, _, parameter = entry.name.rpartition(".")
-    return StreamTouch(path, parameter, entry.axis, entry.norm)
+    site = sites.get(path)
+    transposed = parameter == "weight" and site is not None and site.transposed
+    return StreamTouch(path, parameter, 1 - entry.axis if transposed else entry.axis, entry.norm)
 
 
 class UnitView:
@@ -112,8 +114,8 @@ class UnitView:
         )
         stream = structure.residual
         self.residual: ResidualView | None = None if stream is None else ResidualView(
-            stream.dim, stream.norm_kind, tuple(_touch(t) for t in stream.writes),
-            tuple(_touch(t) for t in stream.reads), offsets,
+            stream.dim, stream.norm_kind, tuple(_touch(t, self._sites) for t in stream.writes),
+            tuple(_touch(t, self._sites) for t in stream.reads), offsets,
         )  # fmt: skip
 
     def _inside(self, path: str) -> bool:
@@ -164,6 +166,12 @@ class UnitView:
         stored = b.to(self.stored_dtype(name)).to(weight.dtype)
         module.register_parameter("bias", nn.Parameter(stored.clone(), requires_grad=False))
         self.changed.add(name)
+
+    def set_parameter(self, path: str, name: str, value: Tensor) -> None:
+        """See the protocol."""
+        full = f"{path}.{name}".removeprefix(".")
+        self._module(path).get_parameter(name).data.copy_(value.to(self.stored_dtype(full)))
+        self.changed.add(full)
 
     def attribute(self, path: str, name: str) -> Any:
         """See the protocol."""

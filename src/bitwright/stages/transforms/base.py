@@ -56,7 +56,7 @@ class StreamTouch:
 class ResidualView:
     """The residual stream: every parameter of the whole model that writes or reads its ``dim`` channels.
 
-    ``kind`` is ``rms`` (any orthogonal matrix commutes with the norms) or ``layer`` (their mean has to go first).
+    ``kind`` is ``rms`` (any orthogonal matrix commutes with the norms) or ``layer`` (one that keeps the ones does).
     ``offsets`` holds what a norm's library adds to its stored weight.
     """
 
@@ -89,6 +89,9 @@ class Block(Protocol):
 
     def set_bias(self, path: str, b: Tensor | None) -> None:
         """Replace or create a bias."""
+
+    def set_parameter(self, path: str, name: str, value: Tensor) -> None:
+        """Replace a parameter that is no weight or bias of a layer (a table of positions), in its own shape."""
 
     def holds(self, path: str) -> bool:
         """Whether the module lies in this unit and is in memory."""

@@ -79,6 +79,26 @@ def apply_hadamard(x: Tensor, size: int, seed: int = -1, inverse: bool = False) 
     return work.to(x.dtype)
 
 
+def apply_mean_keeping(x: Tensor, size: int, seed: int = -1) -> Tensor:
+    """Rotate the last axis of ``x[..., dim]`` by an orthogonal Q that maps the vector of ones to itself.
+
+    ``Q = R P`` with the randomised Hadamard transform R of :func:`apply_hadamard` and the Householder reflection P
+    that brings the turned ones back: one more product with a vector. The mean over the channels and the length of
+    what is left of a vector without it stay, so ``normalise(x Q) = normalise(x) Q`` for a layer norm without gain.
+
+    Raises:
+        InputError: as :func:`apply_hadamard`.
+    """
+    ones = torch.full((x.shape[-1],), x.shape[-1] ** -0.5, dtype=torch.float64)
+    normal = apply_hadamard(ones, size, seed) - ones
+    length = float(normal.norm())
+    turned = apply_hadamard(x, size, seed)
+    if length < 1e-12:  # the ones stayed where they were
+        return turned
+    normal = (normal / length).to(turned)
+    return turned - (turned @ normal).unsqueeze(-1) * (2 * normal)
+
+
 def _multiply(x: Tensor, size: int, base: int, transpose: bool) -> Tensor:
     """``x[rows, size] @ H`` for ``H = H_base (x) H_2 (x) H_2 ...``, one small dense product per factor."""
     inner = size

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.events import Events
 from bitwright.stages.transforms.base import Block, DataFree, OnlineOperation, StreamTouch, TransformReport
-from bitwright.stages.transforms.hadamard import apply_hadamard, hadamard_block
+from bitwright.stages.transforms.equalization import has_weight
+from bitwright.stages.transforms.hadamard import apply_hadamard, apply_mean_keeping, hadamard_block
 from bitwright.stages.transforms.pair import source_rows
 from bitwright.statistics import Statistic
 
 # Only the low bits of a seed are stored with an online operation; they decide the signs.
 _SEED_BITS = 31
+_REFUSED = "the residual stream of this model cannot be rotated"
+_MEND = "leave the transform out"
+
+Turn = Callable[[Tensor], Tensor]
 
 
 def usable_block(dim: int, where: str, events: Events) -> int:
@@ -33,6 +40,13 @@ class ResidualRotation(DataFree):
 
     Norm gains are folded into the layers that read the norm; whatever writes the stream is multiplied by Q, whatever
     reads it by Q on its input side. Nothing is left to do at run time.
+
+    Layer norms subtract the mean over the channels, which commutes with every Q that keeps the vector of ones: such a
+    Q is used where the stream has a layer norm (:func:`~bitwright.stages.transforms.hadamard.apply_mean_keeping`), and
+    the norms stay as they are. SliceGPT (Ashkboos et al. 2024, section 3.2) folds the subtraction into the writers and
+    replaces the norms by RMS norms instead; the direction of the ones is then rotated too, but files need new modules.
+    A norm's shift moves into the biases of its readers, or, where one of them has none, stays in the norm as
+    ``Q (shift / gain)``.
     """
 
     @property
@@ -49,45 +63,76 @@ class ResidualRotation(DataFree):
             InputError: if the model has no residual stream that can be rotated.
         """
         stream = block.residual
-        if stream is None or stream.kind != "rms":
-            reason = "it has no pre-norm residual stream" if stream is None else "its norms subtract the mean"
-            raise InputError(f"the residual stream of this model cannot be rotated: {reason}; leave the transform out")
-        size = hadamard_block(stream.dim)
-        norms = set()
+        if stream is None:
+            raise InputError(f"{_REFUSED}: none was proved (it is no pre-norm network, or see the plan); {_MEND}")
         for touch in stream.reads:
-            if not block.holds(touch.path):
-                continue
-            gain = None
-            if touch.norm is not None:
-                gain = self._gain(block, touch.norm, stream.offsets.get(touch.norm, 0.0))
-                norms.add(touch.norm)
-            self._rotate(block, touch, size, seed, gain)
+            if touch.parameter != "weight":
+                raise InputError(f"{_REFUSED}: {touch.path}.{touch.parameter} reads it and is no weight; {_MEND}")
+        size = hadamard_block(stream.dim)
+        turn = partial(
+            apply_mean_keeping if stream.kind == "layer" else apply_hadamard,
+            size=size, seed=seed & ((1 << _SEED_BITS) - 1),
+        )  # fmt: skip
+        readers: dict[str | None, list[str]] = {}
+        for touch in stream.reads:
+            if block.holds(touch.path):
+                readers.setdefault(touch.norm, []).append(touch.path)
+        for norm, paths in readers.items():
+            self._read(block, norm, paths, turn)
         for touch in stream.writes:
             if block.holds(touch.path):
-                self._rotate(block, touch, size, seed, None)
-        for norm in sorted(norms):
-            offset = stream.offsets.get(norm, 0.0)
-            block.set_weight(norm, block.weight(norm) * 0 + (1.0 - offset))
+                self._write(block, touch, turn)
         return TransformReport("residual rotation", ((block.name, {"block": float(size)}),))
 
-    @staticmethod
-    def _gain(block: Block, norm: str, offset: float) -> Tensor:
-        return block.weight(norm) + offset
+    def _read(self, block: Block, norm: str | None, readers: Sequence[str], turn: Turn) -> None:
+        """Fold one norm (``None``: the stream is read bare) into its readers and rotate these."""
+        gain = shift = None
+        if norm is not None:
+            gain, shift = self._gain(block, norm), block.bias(norm)
+        moves = shift is not None and all(block.bias(path) is not None for path in readers)
+        for path in readers:
+            w, bias = block.weight(path), block.bias(path)
+            if moves and shift is not None and bias is not None:
+                block.set_bias(path, bias + w @ shift)
+            block.set_weight(path, turn(w if gain is None else w * gain))
+        if norm is None:
+            return
+        if shift is not None:
+            block.set_bias(norm, torch.zeros_like(shift) if moves else turn(self._behind(norm, shift, gain)))
+        if gain is not None:
+            block.set_weight(norm, torch.ones_like(gain) - self._offset(block, norm))
 
     @staticmethod
-    def _rotate(block: Block, touch: StreamTouch, size: int, seed: int, gain: Tensor | None) -> None:
-        seed &= (1 << _SEED_BITS) - 1
+    def _offset(block: Block, norm: str) -> float:
+        return 0.0 if block.residual is None else block.residual.offsets.get(norm, 0.0)
+
+    def _gain(self, block: Block, norm: str) -> Tensor | None:
+        return block.weight(norm) + self._offset(block, norm) if has_weight(block, norm) else None
+
+    @staticmethod
+    def _behind(norm: str, shift: Tensor, gain: Tensor | None) -> Tensor:
+        """The shift of a norm whose gain has become 1."""
+        if gain is None:
+            return shift
+        if bool(((gain == 0) & (shift != 0)).any()):
+            raise InputError(f"{_REFUSED}: {norm} has a shift where its gain is zero; {_MEND}")
+        return shift / torch.where(gain == 0, 1.0, gain)
+
+    @staticmethod
+    def _write(block: Block, touch: StreamTouch, turn: Turn) -> None:
         if touch.parameter == "bias":
             bias = block.bias(touch.path)
             if bias is not None:
-                block.set_bias(touch.path, apply_hadamard(bias, size, seed))
+                block.set_bias(touch.path, turn(bias))
+            return
+        if touch.parameter != "weight":
+            table: Tensor = block.attribute(touch.path, touch.parameter).detach().float()
+            turned = turn(table.movedim(touch.axis, -1)).movedim(-1, touch.axis)
+            block.set_parameter(touch.path, touch.parameter, turned)
             return
         w = block.weight(touch.path)
-        if touch.axis == 1:
-            w = w if gain is None else w * gain
-            block.set_weight(touch.path, apply_hadamard(w, size, seed))
-        else:
-            block.set_weight(touch.path, apply_hadamard(w.t().contiguous(), size, seed).t().contiguous())
+        turned = turn(w) if touch.axis == 1 else turn(w.t().contiguous()).t().contiguous()
+        block.set_weight(touch.path, turned)
 
 
 @dataclass(frozen=True)
