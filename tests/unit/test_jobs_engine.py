@@ -211,8 +211,47 @@ def test_tied_head_stays_float_with_its_reason(tmp_path: Path) -> None:
     head = Recipe(weights=rules, name="head")
     result = run(Job(model, head, out=tmp_path / "out"))
     assert "lm_head" not in result.coded
-    tied = [c.reason for c in result.opened.choices.values() if "tied" in c.reason]
-    assert all("stays float" in reason for reason in tied)
+    assert result.opened.choices["lm_head"].reason == "tied to model.embed_tokens.weight, which stays float"
+    assert [(e.kind, e.where) for e in result.events] == [("tied", "lm_head")]
+
+
+def test_an_embedding_whose_tied_head_stays_float_is_not_coded_either() -> None:
+    both = Recipe(weights=tuple(rule(word, Quantizer(parse("int8"))) for word in ("linear", "embedding")), name="both")
+    result = run(Job(tiny_llama(tied=True), both))
+    assert "model.embed_tokens" not in result.coded
+    assert [(e.kind, e.where) for e in result.events] == [("tied", "model.embed_tokens")]
+    assert "tied to lm_head.weight" in result.events[0].message
+    alone = Recipe(weights=both.weights[1:], name="alone")
+    with pytest.raises(InputError, match=r"selects no layer .*tied to lm_head.weight, which stays float: select both"):
+        run(Job(tiny_llama(tied=True), alone))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_tied_pair_is_coded_where_both_ends_are_selected(streamed: bool, tmp_path: Path) -> None:
+    """Each end in its own format, and the report says that the file holds two tensors now."""
+    from transformers import AutoModelForCausalLM
+
+    import bitwright.transformers  # noqa: F401
+    from bitwright.runtime.load import load
+
+    rules = (rule("embedding", Quantizer(parse("int8 channel"))), rule("head", Quantizer(parse("int6 g16"))))
+    source = save_model(tmp_path / "tied", tiny_llama(tied=True)) if streamed else tiny_llama(tied=True)
+    out = tmp_path / "out" if streamed else None
+    result = run(Job(source, Recipe(weights=rules, name="both"), out=out))
+    assert [(e.kind, e.where) for e in result.events] == [("untied", "lm_head.weight")]
+    formats = {
+        path: str(facts.format if hasattr(facts, "format") else facts.codes.format)
+        for path, facts in result.coded.items()
+    }
+    assert formats == {"model.embed_tokens": "int8 channel", "lm_head": "int6 g16"}
+    expected = tiny_llama(tied=True)(token_ids()).logits.detach()
+    models = [load(out), AutoModelForCausalLM.from_pretrained(out)] if out is not None else [source]
+    answers = [model(token_ids()).logits.detach() for model in models]
+    assert torch.equal(answers[0], answers[-1])
+    for model, found in zip(models, answers, strict=True):
+        assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.05
+        assert isinstance(model.get_submodule("lm_head"), QuantModule)
+        assert isinstance(model.get_submodule("model.embed_tokens"), QuantModule)
 
 
 def test_rotation_unties_the_head_and_says_so(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def similarity_correlation(units: Tensor, data: PairData) -> float:
 
 def embedding_error(reference: Tensor, units: Tensor) -> float:
     """Mean over texts of ``1 - cosine`` between the embeddings of two models, both unit rows ``[texts, hidden]``."""
-    return float((1.0 - (reference.double() * units.double()).sum(-1)).mean())
+    return max(0.0, float((1.0 - (reference.double() * units.double()).sum(-1)).mean()))
 
 
 def sts_spearman(module: nn.Module, tokenizer: Tokenizer, data: PairData, length: int = 256) -> Metric:

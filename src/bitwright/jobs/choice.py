@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bitwright.models import Structure, WeightSite
@@ -16,18 +16,23 @@ from bitwright.statistics import Statistic
 
 @dataclass(frozen=True)
 class Choice:
-    """Quantizers of one weight site: of its weight and of its module's input; ``reason`` says why it stays float."""
+    """Quantizers of one weight site: of its weight and of its module's input; ``reason`` says why it stays float.
+
+    ``held_back`` marks a weight that a rule selects and that stays float all the same, because of a tie.
+    """
 
     site: WeightSite
     weight: Quantizer | None
     input: Quantizer | None
     reason: str = ""
+    held_back: bool = False
 
 
 def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
     """Apply the recipe's rules to every weight site; the last rule that matches wins.
 
-    A tied pair (embedding and head) is one tensor: it is coded only if both of its sites select a quantizer.
+    A tied pair (embedding and head) is one tensor: it is coded only if rules select a quantizer for both of its sites,
+    and then as two tensors, since the two may have other formats and statistics.
     """
     found: dict[str, Choice] = {}
     for site in structure.sites:
@@ -40,10 +45,32 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         if (weight is not None or taken is not None) and not site.whole:
             weight = taken = None
             reason = "its module does more than the product, so no quantized layer can take its place"
-        if weight is not None and site.tied_to is not None:
-            weight, reason = None, f"tied to {site.tied_to}, which stays float"
         found[site.path] = Choice(site, weight, taken, reason)
+    for path, other in _tied_to_float(found, structure).items():
+        reason = f"tied to {other}, which stays float"
+        found[path] = replace(found[path], weight=None, reason=reason, held_back=True)
     return found
+
+
+def _tied_to_float(choices: Mapping[str, Choice], structure: Structure) -> dict[str, str]:
+    """Sites with a quantizer whose tensor is also another parameter that stays float, with that parameter's name."""
+    groups: dict[str, list[str]] = {}
+    for name, owner in structure.ties:
+        groups.setdefault(owner, [owner]).append(name)
+    by_name = {choice.site.name: path for path, choice in choices.items()}
+    found = {}
+    for names in groups.values():
+        coded = {n: by_name[n] for n in names if n in by_name and choices[by_name[n]].weight is not None}
+        floating = [n for n in names if n not in coded]
+        if floating:
+            found.update(dict.fromkeys(coded.values(), floating[0]))
+    return found
+
+
+def coded_ties(choices: Mapping[str, Choice], structure: Structure) -> tuple[str, ...]:
+    """Names of tied parameters that rules select together with what they are tied to: each is coded by itself."""
+    coded = {choice.site.name for choice in choices.values() if choice.weight is not None}
+    return tuple(name for name, owner in structure.ties if name in coded and owner in coded)
 
 
 def _reason(rules: Iterable[Rule], site: WeightSite) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bitwright.data import ImageData, TokenData
 from bitwright.errors import InputError
 from bitwright.events import Event
-from bitwright.jobs.choice import Choice, choose, stream_needs
+from bitwright.jobs.choice import Choice, choose, coded_ties, stream_needs
 from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
 from bitwright.models import Model, Structure, discover, open_model
@@ -94,9 +94,10 @@ def open_job(job: Job) -> Opened:
     structure = discover(model, example, proofs=bool(job.recipe.transforms))
     choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
+        held = "".join(f" ({path} is {c.reason}: select both)" for path, c in choices.items() if c.held_back)
         raise InputError(
-            f"recipe {job.recipe.name!r} selects no layer of this model; `bitwright inspect MODEL --structure` lists "
-            "them, and select= chooses others"
+            f"recipe {job.recipe.name!r} selects no layer of this model{held}; `bitwright inspect MODEL --structure` "
+            "lists them, and select= chooses others"
         )
     reads_float, reads_quantized = stream_needs(job.recipe, choices.values())
     if (reads_float or reads_quantized) and not batches:
@@ -106,10 +107,12 @@ def open_job(job: Job) -> Opened:
         opened.twin = open_model(job.model, stream=True) if folder else copy_model(model)
         if folder:
             open_stacks(opened.twin, experts)
-    if structure.ties and any(t.unties for t in job.recipe.transforms):
-        opened.untied = untie(model, structure)
+    moved = any(t.unties for t in job.recipe.transforms)
+    apart = [name for name, _ in structure.ties] if moved else coded_ties(choices, structure)
+    if apart:
+        opened.untied = untie(model, structure, apart)
         if opened.twin is not None:
-            untie(opened.twin, structure)
+            untie(opened.twin, structure, apart)
     return opened
 
 

@@ -17,7 +17,7 @@ from bitwright.formats import QuantizedTensor, parse
 from bitwright.jobs.journal import NAME as JOURNAL_NAME
 from bitwright.jobs.journal import Entry, file_digest
 from bitwright.jobs.result import ModuleResult, UnitResult
-from bitwright.jobs.stored import all_finite, parameter_dtype, stored_dtype
+from bitwright.jobs.stored import all_finite, parameter_dtype, stored_dtype, usual_dtype
 from bitwright.jobs.units import Unit
 from bitwright.models import Checkpoint, Model, Structure
 from bitwright.models.checkpoint import TORCH_DTYPES
@@ -215,6 +215,9 @@ class Output:
         write_index(self.folder, self.weight_map, self.total_bytes)
         config: dict[str, Any] = dict(self.model.checkpoint.config) if self.model.checkpoint is not None else {}
         config["quantization_config"] = {**manifest, **self.stacks_manifest()}
+        if self.model.checkpoint is not None and not {"dtype", "torch_dtype"} & set(config):
+            # Else a reader takes the first tensor's type, which may be that of a scale.
+            config["dtype"] = usual_dtype(self.model.checkpoint)
         if self.untied:
             config["tie_word_embeddings"] = False
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")

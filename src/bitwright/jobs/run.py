@@ -215,8 +215,7 @@ def _run_units(
         journal.truncate(len(finished))
         if job.request:
             write_text(journal.path.with_name(REQUEST_NAME), job.request + "\n")
-    if opened.untied:
-        events.record("untied", ", ".join(opened.untied), "a transform changes one end only; the file grows by a copy")
+    _record_ties(opened, events)
     results: list[UnitResult] = []
     for unit in engine.units:
         engine.progress = partial(_unit_progress, progress, unit.index, total)
@@ -245,6 +244,17 @@ def _run_units(
 
         output.finish(manifest, report_files(job_result))
     return job_result
+
+
+def _record_ties(opened: Opened, events: Events) -> None:
+    """Say what became of tied tensors that the recipe wanted changed."""
+    if opened.untied:
+        events.record(
+            "untied", ", ".join(opened.untied), "the ends of the tie are changed apart; the file holds both of them"
+        )
+    for path, choice in opened.choices.items():
+        if choice.held_back:
+            events.record("tied", path, f"{choice.reason}; select both ends to code them, or none")
 
 
 def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record: FloatRecord | None) -> Engine:

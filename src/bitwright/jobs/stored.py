@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,16 @@ from bitwright.models.checkpoint import TORCH_DTYPES
 def stored_dtype(checkpoint: Checkpoint, key: str) -> torch.dtype:
     """The dtype in which tensor ``key`` is stored."""
     return TORCH_DTYPES[checkpoint.tensors[key].dtype]
+
+
+def usual_dtype(checkpoint: Checkpoint) -> str:
+    """Name of the float dtype that most of a checkpoint's values have, as a config says it: ``bfloat16``."""
+    counts: Counter[torch.dtype] = Counter()
+    for info in checkpoint.tensors.values():
+        dtype = TORCH_DTYPES.get(info.dtype)
+        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
+            counts[dtype] += info.bytes // dtype.itemsize
+    return str(max(counts, key=lambda dtype: (counts[dtype], str(dtype)), default=torch.float32)).removeprefix("torch.")
 
 
 PIECE = 1 << 18

@@ -1,15 +1,18 @@
-"""Makes tied parameters two tensors, for transforms that change one end only."""
+"""Makes tied parameters two tensors, for transforms that change one end only and for ends that are coded apart."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from torch import nn
 
 from bitwright.models import Model, Structure
 
 
-def untie(model: Model, structure: Structure) -> tuple[str, ...]:
-    """Give every tied parameter its own tensor and return the names that became independent."""
-    for name, owner in structure.ties:
+def untie(model: Model, structure: Structure, names: Collection[str]) -> tuple[str, ...]:
+    """Give the tied parameters ``names`` tensors of their own and return those that became independent."""
+    chosen = [(name, owner) for name, owner in structure.ties if name in names]
+    for name, owner in chosen:
         parent, _, leaf = name.rpartition(".")
         module = model.module.get_submodule(parent)
         shared = module.get_parameter(leaf)
@@ -21,4 +24,4 @@ def untie(model: Model, structure: Structure) -> tuple[str, ...]:
             places = tuple(place for place in model._places.get(owner, (owner,)) if place != name)
             model._places[owner] = places
             model._places[name] = (name,)
-    return tuple(name for name, _ in structure.ties)
+    return tuple(name for name, _ in chosen)
