@@ -17,8 +17,9 @@ from bitwright.events import Events
 from bitwright.formats import parse
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.untie import untie
-from bitwright.models import Structure, discover, open_model
+from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import call_module
+from bitwright.models.experts import open_experts
 from bitwright.models.prove import relative_error
 from bitwright.models.stream import logits_of
 from bitwright.recipes import Recipe
@@ -102,7 +103,7 @@ def measure_built(row: Row, built: Built) -> Row:
     """Fill a row for a model in memory; what fails is written down with its reason."""
     row.parameters = sum(p.numel() for p in built.module.parameters())
     try:
-        structure = discover(open_model(copy.deepcopy(built.module)), built.batch)
+        structure = discover(_opened(copy.deepcopy(built.module), built.batch), built.batch)
     except Exception as error:
         row.reason = said("discovery", error)
     else:
@@ -118,10 +119,10 @@ def _account(row: Row, module: nn.Module, structure: Structure) -> None:
     row.blocks, row.sites, row.pairs = len(structure.blocks), len(structure.sites), len(structure.pairs)
     row.reasons = list(structure.reasons)
     sizes = {name: p.nbytes for name, p in module.named_parameters() if p.dim() >= 2}
-    missing = [name for name in structure.unaccounted if name in sizes]
+    missing = list(structure.unaccounted)
     row.unaccounted = missing
-    row.exceptions = dict(getattr(structure, "exceptions", ()))
-    row.accounted = 1 - sum(sizes[name] for name in missing) / max(1, sum(sizes.values()))
+    row.exceptions = dict(structure.exceptions)
+    row.accounted = 1 - sum(sizes.get(name, 1) for name in missing) / max(1, sum(sizes.values()))
 
 
 def _quantized(built: Built, recipe: str) -> tuple[str, float, int]:
@@ -171,7 +172,7 @@ def apply(module: nn.Module, batch: Batch, structure: Structure, *transforms: Tr
     """Apply transforms to a module in place, weights stay float; the number of places that were changed."""
     weights = (rule("linear", Quantizer(parse("int4 channel"))),)
     recipe = Recipe(transforms=transforms, weights=weights, name="transforms")
-    model = open_model(module)
+    model = _opened(module, batch)
     if structure.ties and any(transform.unties for transform in transforms):
         untie(model, structure)
     engine = Engine(recipe, model, structure, [tensors_only(batch)])
@@ -181,6 +182,13 @@ def apply(module: nn.Module, batch: Batch, structure: Structure, *transforms: Tr
         places += sum(len(report.places) for report in reports)
         engine._advance(unit, engine._float_outputs(unit))
     return places
+
+
+def _opened(module: nn.Module, batch: Batch) -> Model:
+    """The model as a job opens it."""
+    model = open_model(module)
+    open_experts(model, batch)
+    return model
 
 
 def tensors_only(batch: Batch) -> dict[str, Tensor]:

@@ -138,8 +138,10 @@ def _value(default: Any, name: str) -> Any:
     return vars(default).get(name)
 
 
-def _kinds(value: Any, layers: int) -> list[Any] | None:
-    """A list that says what kind each layer is; it has to be cut also where the class made it."""
+def _kinds(value: Any, layers: int) -> Any:
+    """A list that says what kind each layer is (or a table of rates); it has to be cut also where the class made it."""
+    if isinstance(value, dict) and value and all(isinstance(item, int) for item in value.values()):
+        return value
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(item, str) for item in value):
@@ -192,6 +194,8 @@ def _small(name: str, value: Any, main: int, layers: int, strategy: Strategy, de
         return None
     if isinstance(value, list | tuple):
         return _small_list(name, value, main, layers, strategy, default)
+    if isinstance(value, dict) and name.endswith("rates"):
+        return {key: min(rate, 4) for key, rate in value.items()}
     if not isinstance(value, int):
         return None
     return _small_number(name, value, main, layers, strategy, default)

@@ -44,7 +44,9 @@ def test_weights_that_the_example_does_not_reach_are_found() -> None:
     assert sites["experts.1"].shape == (6, 8)
     assert sites["experts.1"].bias == "experts.1.bias"
     assert (sites["odd"].parameter, sites["odd"].shape, sites["odd"].transposed) == ("kernel", (5, 8), True)
-    assert found.unaccounted == ("table.weight",)
+    assert sites["table"].kind == "embedding"
+    assert not sites["table"].seen
+    assert found.unaccounted == ()
 
 
 class _Block(nn.Module):

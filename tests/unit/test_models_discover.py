@@ -51,13 +51,14 @@ def test_three_blocks_in_order_and_every_matrix_a_site(name: str) -> None:
     assert found.chain_error == 0.0
     module = toy_model(name)
     fused = {n for n, p in module.named_parameters() if p.dim() == 3}  # experts, and the tables of ViT
-    assert set(found.unaccounted) == fused
+    assert {name for name, _ in found.exceptions} == fused
+    assert found.unaccounted == ()
     for site in found.sites:
         assert site.seen
         weight = module.get_parameter(site.name)
         expected = tuple(reversed(weight.shape)) if site.transposed else (weight.shape[0], weight[0].numel())
         assert site.shape == expected
-        assert (site.block is not None) == (site.role == "block")
+        assert (site.block is not None) == (site.role in {"block", "router"})
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         if (weight is not None or taken is not None) and not site.whole:
             weight = taken = None
             reason = "its module does more than the product, so no quantized layer can take its place"
+        if (weight is not None or taken is not None) and site.kind == "conv" and site.axes not in (0, 2):
+            weight = taken = None
+            reason = f"a convolution along {site.axes} axis; the runtime has layers for convolutions along two"
         found[site.path] = Choice(site, weight, taken, reason)
     for path, other in _tied_to_float(found, structure).items():
         reason = f"tied to {other}, which stays float"

@@ -53,6 +53,8 @@ def find_chains(module: nn.Module, run: Run) -> list[Chain]:
         if start.call.index in inside:
             continue  # a part of a chain that began earlier
         chain = _trim(_closed_chain(start, candidates, by_entry, run))
+        if not chain:
+            continue
         inside.update(item.call.index for item in chain)
         weights = [item.weights for item in chain]
         if len(chain) > 1 or 2 * sum(weights) >= whole:
@@ -114,7 +116,18 @@ def _closed_chain(
             inner = run.ops[item.call.enter : item.call.exit]
             made.update({ref.key for op in inner for ref in op.outputs} - item.foreign)
         else:
-            return chain
+            return _before_leaks(chain, run)
+
+
+def _before_leaks(chain: list[_Candidate], run: Run) -> list[_Candidate]:
+    """The chain up to the first block that makes something on the side which layers outside of the chain read."""
+    inside = {index for item in chain for index in range(item.call.enter, item.call.exit)}
+    for position, item in enumerate(chain):
+        inner = run.ops[item.call.enter : item.call.exit]
+        made = {ref.key for op in inner for ref in op.outputs} - item.foreign - {item.result}
+        if any(index >= item.call.exit and index not in inside for key in made for index in run.readers.get(key, ())):
+            return chain[:position]
+    return chain
 
 
 def _longest_from(

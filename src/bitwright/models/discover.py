@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.models.accounting import exceptions
 from bitwright.models.calling import example_inputs, on_device_of, shrunk
 from bitwright.models.chain import Chain, find_chains
 from bitwright.models.convolutions import ConvolutionFinder
@@ -25,9 +26,10 @@ from bitwright.models.record import Run, record_run
 from bitwright.models.residual import NotOffered, propose_stream
 from bitwright.models.rotation import RotationProof
 from bitwright.models.routing import complete_experts, mark_experts
-from bitwright.models.sites import find_uses, mark_head, sites_of, unseen_sites
+from bitwright.models.sites import find_uses, mark_head, sites_of
 from bitwright.models.stream import BlockStream, logits_of
-from bitwright.models.structure import Pair, ResidualStream, Structure
+from bitwright.models.structure import Pair, ResidualStream, Structure, WeightSite
+from bitwright.models.unseen import unseen_sites
 
 CHAIN_TOLERANCE = 1e-4
 MAX_CHAINS = 4
@@ -52,7 +54,7 @@ def discover(model: Model, example: Any = None, proofs: bool = True) -> Structur
     example = on_device_of(model.module, example)
     outline = None if proofs else record_shapes(model, example)
     if outline is not None:
-        return _accounted(model, _outlined(model, outline))
+        return _accounted(model, outline, _outlined(model, outline))
     run = record_run(model, example)
     dropped: list[str] = []
     for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
@@ -67,7 +69,7 @@ def discover(model: Model, example: Any = None, proofs: bool = True) -> Structur
                 break
             why = f"run block by block the output moves by {found.chain_error:.1e}: layers behind it read more"
         dropped.append(f"the chain {chain.paths[0]} .. {chain.paths[-1]} was dropped, {why}")
-    return _accounted(model, replace(found, reasons=condensed([*dropped, *found.reasons])))
+    return _accounted(model, run, replace(found, reasons=condensed([*dropped, *found.reasons])))
 
 
 def _outlined(model: Model, run: Run) -> Structure:
@@ -85,16 +87,24 @@ def _outlined(model: Model, run: Run) -> Structure:
     )
 
 
-def _accounted(model: Model, found: Structure) -> Structure:
+def _accounted(model: Model, run: Run, found: Structure) -> Structure:
     """Add the sites that the run did not reach, the ties, and what no site covers."""
     sites = list(found.sites)
-    sites += unseen_sites(model, sites, found.blocks)
-    covered = {site.name for site in sites} | {site.tied_to for site in sites}
+    reasoned = exceptions(run, _uncovered(model.module, sites))
+    sites += unseen_sites(model, sites, found.blocks, dict(reasoned))
+    rest = _uncovered(model.module, sites)
     return replace(
         complete_experts(model.module, replace(found, sites=tuple(sites))),
         ties=find_ties(model.module),
-        unaccounted=tuple(n for n, p in model.module.named_parameters() if p.dim() >= 2 and n not in covered),
+        exceptions=reasoned,
+        unaccounted=tuple(name for name in rest if name not in dict(reasoned)),
     )
+
+
+def _uncovered(module: nn.Module, sites: list[WeightSite]) -> list[str]:
+    """Parameters of two or more dimensions that no site covers."""
+    covered = {site.name for site in sites} | {site.tied_to for site in sites}
+    return [name for name, p in module.named_parameters() if p.dim() >= 2 and name not in covered]
 
 
 def condensed(reasons: list[str]) -> tuple[str, ...]:

@@ -18,6 +18,17 @@ MOVES = frozenset({
 })  # fmt: skip
 
 
+# Products; by one number they change no direction of the channels.
+PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "true_divide", "__truediv__"})
+
+
+def by_number(op: Op, key: int) -> bool:
+    """Whether the operation multiplies ``key`` by one number."""
+    if op.name not in PRODUCTS or not op.inputs or op.inputs[0][1].key != key:
+        return False
+    return all(other.key != key and not any(size > 1 for size in other.shape) for _, other in op.inputs[1:])
+
+
 @dataclass
 class Flow:
     """A recorded run with the meaning of its operations: weight products by number, and calls of norms."""
@@ -47,13 +58,14 @@ class Flow:
                 yield op
 
     def final_readers(self, key: int, after: int = -1) -> list[tuple[Op, int]]:
-        """(operation, key it read) of everything that reads ``key``, through operations that only move values."""
+        """(operation, key it read) of everything that reads ``key``, through operations that only move
+        values or multiply them by one number."""
         found: list[tuple[Op, int]] = []
         waiting, seen = [key], {key}
         while waiting:
             current = waiting.pop()
             for op in self.readers(current, after):
-                if op.name in MOVES and op.index not in self.by_op:
+                if (op.name in MOVES or by_number(op, current)) and op.index not in self.by_op:
                     for ref in op.outputs:
                         if ref.key not in seen:
                             seen.add(ref.key)

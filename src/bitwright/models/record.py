@@ -25,6 +25,12 @@ from bitwright.models.materialise import materialised
 from bitwright.models.model import Model
 
 Slot = int | str
+
+# Operations that read no value of their operand, only its shape and dtype.
+_SHAPE_ONLY = frozenset({
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+    "new_empty", "new_full", "new_tensor",
+})  # fmt: skip
 Extent = tuple[tuple[int, int], ...]
 
 
@@ -221,6 +227,7 @@ class _Recorder(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         scope = self._stack[-1].path if self._stack else ""
         made = dict.fromkeys([*outputs, *changed])
+        inputs = () if name in _SHAPE_ONLY else inputs
         self.run.ops.append(Op(len(self.run.ops), name, inputs, tuple(made), scope, parameters, scalars))
         return result
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bitwright.models.chain import Chain
-from bitwright.models.flow import MOVES, Flow
+from bitwright.models.flow import MOVES, PRODUCTS, Flow
 from bitwright.models.model import Model
 from bitwright.models.record import Op, Ref
 from bitwright.models.sites import Use
@@ -23,7 +23,9 @@ from bitwright.models.structure import NormSite, ResidualStream, StreamParameter
 Turn = Callable[[torch.Tensor], torch.Tensor]
 
 ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
-PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "true_divide", "__truediv__"})
+# Sums over tokens, experts or choices, which leave the channels alone.
+GATHERS = frozenset({"index_add", "index_add_", "scatter_add", "scatter_add_", "sum", "index_put_", "__setitem__"})
+NOTHING = frozenset({"zeros_like", "zeros", "new_zeros"})
 JOINS = frozenset({"cat", "stack", "concat", "hstack", "repeat", "tile", "expand", "where"})
 
 
@@ -123,7 +125,7 @@ def _linear_operands(op: Op, dim: int) -> list[Ref]:
         NotOffered: when it is not.
     """
     floating = [ref for _, ref in op.inputs if ref.floating]
-    if op.name in ADDITIONS and not any(slot == 1 for slot, _ in op.scalars):
+    if op.name in ADDITIONS and not _adds_number(op):
         return floating
     if op.name in MOVES or op.name in JOINS:
         return floating
@@ -131,6 +133,11 @@ def _linear_operands(op: Op, dim: int) -> list[Ref]:
     if op.name in PRODUCTS and len(wide) == 1:
         return wide
     raise NotOffered(f"{op.scope or 'the model'} makes the residual stream by {op.name}")
+
+
+def _adds_number(op: Op) -> bool:
+    """Whether a number other than zero is added to every channel (or an operand is multiplied on the way)."""
+    return any(value != 0 for _, value in op.scalars)
 
 
 def _is_scalar(ref: Ref) -> bool:
@@ -159,9 +166,12 @@ def _beside(op: Op, flow: Flow, walk: _Walk, dim: int) -> None:
         return
     if op.index in flow.in_norm:
         return
+    if op.name in NOTHING:
+        walk.written.update({ref.key: () for ref in op.outputs if ref.shape and ref.shape[-1] == dim})
+        return
     made = [walk.written.get(ref.key) for _, ref in op.inputs if ref.floating and not _is_scalar(ref)]
-    sums = op.name in ADDITIONS or op.name in MOVES or (op.name in PRODUCTS and len(made) == 1)
-    if sums and made and all(item is not None for item in made) and not (op.name in ADDITIONS and op.scalars):
+    sums = op.name in ADDITIONS | MOVES | GATHERS or (op.name in PRODUCTS and len(made) == 1)
+    if sums and made and all(item is not None for item in made) and not (op.name in ADDITIONS and _adds_number(op)):
         together = tuple(dict.fromkeys(use for item in made if item is not None for use in item))
         walk.written.update({ref.key: together for ref in op.outputs if ref.shape and ref.shape[-1] == dim})
 
@@ -181,7 +191,7 @@ def _on_stream(op: Op, flow: Flow, walk: _Walk, dim: int) -> None:
             walk.written[use.result.key] = (use,)
         return
     others = [ref for _, ref in op.inputs if ref.floating and ref.key not in walk.stream]
-    if op.name in ADDITIONS and not op.scalars:
+    if op.name in ADDITIONS and not _adds_number(op):
         for ref in others:
             _added(ref, flow, walk, where)
     elif not (op.name in MOVES or (op.name in PRODUCTS and all(_is_scalar(ref) for ref in others))):
@@ -191,7 +201,7 @@ def _on_stream(op: Op, flow: Flow, walk: _Walk, dim: int) -> None:
 
 def _added(ref: Ref, flow: Flow, walk: _Walk, where: str) -> None:
     """Account for one operand that is added to the stream."""
-    if ref.key in walk.written:
+    if walk.written.get(ref.key):
         walk.writers.update({use.site.path: use for use in walk.written[ref.key]})
         return
     if ref.key in flow.run.constants:

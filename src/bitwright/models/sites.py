@@ -1,14 +1,12 @@
 """Find every weight that enters a product: linear, convolution or embedding, by the operation that used it.
 
-A weight is linear because the run multiplied by it (or, where the run did not reach it, because its module alone
-computes x·Wᵀ + b on random inputs), never because of a class name.
+A weight is linear because the run multiplied by it, never because of a class name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from bitwright.models.chain import downstream
@@ -32,10 +30,9 @@ _PRODUCTS: dict[str, tuple[str, int, int, int, bool]] = {
 # Operations whose result is the whole parameter in another dtype, memory or shape.
 _COPIES = frozenset({
     "to", "float", "type", "type_as", "contiguous", "clone", "detach", "half", "bfloat16", "double", "T", "mT", "t",
-    "transpose", "permute", "view", "reshape", "data",
+    "transpose", "permute", "view", "reshape", "data", "squeeze", "unsqueeze",
 })  # fmt: skip
 _KEYWORDS = {"input": 0, "weight": 1, "bias": 2}
-PROBE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -91,43 +88,6 @@ def mark_head(run: Run, uses: tuple[Use, ...], last: ModuleCall | None) -> tuple
     return tuple(replace(u, site=replace(u.site, role="head")) if u.site.name == name else u for u in uses)
 
 
-def unseen_sites(model: Model, known: list[WeightSite], blocks: tuple[str, ...]) -> list[WeightSite]:
-    """Linear weights that the run did not reach (experts without tokens).
-
-    A module counts where one of its own class was seen to be a linear layer in this very model, or where it computes
-    x·Wᵀ + b when it is probed alone.
-    """
-    names = {site.name for site in known} | {site.tied_to for site in known}
-    seen = {
-        (type(model.module.get_submodule(site.path)), site.parameter): site
-        for site in known
-        if site.kind == "linear" and site.whole
-    }
-    result = []
-    for path, module in model.module.named_modules():
-        direct = dict(module.named_parameters(recurse=False))
-        matrices = [name for name, p in direct.items() if p.dim() == 2]
-        name = f"{path}.{matrices[0]}" if path and matrices else "".join(matrices[:1])
-        if len(matrices) != 1 or name in names or next(module.children(), None) is not None:
-            continue
-        stored = direct[matrices[0]].shape
-        sibling = seen.get((type(module), matrices[0]))
-        if sibling is not None:
-            shape = (stored[1], stored[0]) if sibling.transposed else (stored[0], stored[1])
-        else:
-            with model.unit(path) as unit:
-                found = _probe(unit, matrices[0])
-            if found is None:
-                continue
-            shape = found
-        block = block_of(path, blocks)
-        role = "outside" if block is None else "block"
-        bias = next((f"{path}.{other}" for other, p in direct.items() if p.dim() == 1), None)
-        site = WeightSite(path, matrices[0], "linear", role, block, shape, -1, None, shape != tuple(stored), bias=bias)
-        result.append(replace(site, seen=False))
-    return result
-
-
 def block_of(path: str, blocks: tuple[str, ...]) -> int | None:
     """Number of the block that holds module ``path``."""
     return next((i for i, block in enumerate(blocks) if path == block or path.startswith(f"{block}.")), None)
@@ -172,7 +132,7 @@ def _use_of(
     groups = entry.shape[1] // used[1] if kind == "conv" and len(entry.shape) == len(used) else 1
     site = WeightSite(
         path, name, kind, role, block, shape, -1, tied, as_input_output != flipped, _whole(op, path, entry, run),
-        bias_name, groups,
+        bias_name, groups, axes=len(matrix.shape) - 2 if kind == "conv" else 0,
     )  # fmt: skip
     return Use(site, op.index, entry, op.outputs[0])
 
@@ -194,26 +154,6 @@ def _whole(op: Op, path: str, entry: Ref, run: Run) -> bool:
             made = [ref.key for ref in call.outputs]
             return given == [entry.key] and made == [op.outputs[0].key]
     return False
-
-
-def _probe(module: nn.Module, parameter: str) -> tuple[int, int] | None:
-    """(out, in) if the module alone computes x·Wᵀ + b (either orientation of W) on random inputs, else None."""
-    weight = module.get_parameter(parameter).detach()
-    generator = torch.Generator().manual_seed(0)
-    for matrix in (weight, weight.T):
-        x = torch.randn(3, matrix.shape[1], generator=generator).to(weight)
-        try:
-            with torch.no_grad():
-                y, origin = module(x), module(torch.zeros_like(x))
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
-            continue
-        if not isinstance(y, torch.Tensor) or y.shape != (3, matrix.shape[0]):
-            continue
-        expected = x @ matrix.T
-        size = float(expected.abs().max()) or 1.0
-        if float((y - origin - expected).abs().max()) <= PROBE_TOLERANCE * size:
-            return matrix.shape[0], matrix.shape[1]
-    return None
 
 
 def _product(sizes: tuple[int, ...]) -> int:

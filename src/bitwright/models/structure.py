@@ -20,7 +20,7 @@ class WeightSite:
         transposed: the stored matrix is [in, out].
         whole: a call of the module is this product (plus bias) and nothing else, so the module can be replaced.
         bias: full name of the bias parameter that belongs to the product, or None.
-        groups: groups of a convolution.
+        groups: groups of a convolution; ``axes`` counts the axes that its kernel moves along (0: no convolution).
         seen: the example run used it (an expert without tokens is listed but not seen).
         expert: number of the expert that the weight belongs to, or None.
         family: the path with ``*`` for the expert's number: the same weight of all experts of a layer.
@@ -41,6 +41,7 @@ class WeightSite:
     seen: bool = True
     expert: int | None = None
     family: str = ""
+    axes: int = 0
 
     @property
     def name(self) -> str:
@@ -126,9 +127,10 @@ class ResidualStream:
 class Structure:
     """Everything that was found; ``reasons`` says in sentences what was not offered and why.
 
-    ``ties`` maps a parameter name to the parameter it shares; ``unaccounted`` names parameters of two or more
-    dimensions that no site covers; ``chain_error`` is the relative change of the output when the model is run block by
-    block; ``returns`` counts the items of each block's output tuple (0: a bare tensor).
+    ``ties`` maps a parameter name to the parameter it shares; ``exceptions`` are parameters of two or more
+    dimensions that are no weight of a linear layer, with a sentence that says what uses them, ``unaccounted`` those
+    that neither a site nor an exception covers; ``chain_error`` is the relative change of the output when the model is
+    run block by block; ``returns`` counts the items of each block's output tuple (0: a bare tensor).
     """
 
     blocks: tuple[str, ...]
@@ -138,6 +140,7 @@ class Structure:
     residual: ResidualStream | None = None
     ties: tuple[tuple[str, str], ...] = ()
     reasons: tuple[str, ...] = ()
+    exceptions: tuple[tuple[str, str], ...] = ()
     unaccounted: tuple[str, ...] = ()
     chain_error: float = 0.0
     returns: tuple[int, ...] = ()

@@ -1,0 +1,38 @@
+"""Account for every parameter of two or more dimensions: a weight site, or a sentence that says what else it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bitwright.models.flow import MOVES
+from bitwright.models.record import Op, Run
+
+# What hands the values of a parameter on, in another type, memory or shape, whole or in part.
+_HANDS_ON = MOVES | {"half", "bfloat16", "double", "data", "cat", "stack", "concat", "index", "repeat", "tile", "pad"}
+_PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm", "einsum", "mm", "addmm", "linear", "tensordot"})
+
+
+def exceptions(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(parameter, sentence) for those of ``names`` that the run used otherwise than as the weight of a product."""
+    wanted = set(names)
+    held = {key: name for key, name in run.constants.items() if name in wanted}
+    found: dict[str, str] = {}
+    for op in run.ops:
+        used = {held[ref.key] for _, ref in op.inputs if ref.key in held}
+        used |= {name for _, name in op.parameters if name in wanted}
+        if not used:
+            continue
+        if op.name in _HANDS_ON:
+            for name in used:
+                held.update({ref.key: name for ref in op.outputs if ref.key not in run.constants})
+            continue
+        for name in used:
+            found.setdefault(name, _sentence(op))
+    return tuple((name, found[name]) for name in names if name in found)
+
+
+def _sentence(op: Op) -> str:
+    where = f" in {op.scope}" if op.scope else ""
+    if op.name in _PRODUCTS:
+        return f"an operand of `{op.name}`{where}, which is no plain linear layer: it stays float"
+    return f"no weight of a product: `{op.name}`{where} reads it"
