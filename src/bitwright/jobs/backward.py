@@ -61,9 +61,12 @@ def fisher_of_weights(
     """Mean squared gradient of every wanted weight, ``[out, in]``; the whole model is held in memory for it."""
     module = float_model(job, opened)
     transposed = {s.path: s.transposed for s in opened.structure.sites}
-    diagonal = accumulate_fisher(module, opened.batches, tuple(wanted), task_loss)
+    experts = {s.path for s in opened.structure.sites if s.expert is not None}
+    diagonal = accumulate_fisher(module, opened.batches, tuple(wanted), task_loss, idle=experts)
     found: dict[str, dict[Statistic, Any]] = {}
     for path, requests in wanted.items():
+        if path not in diagonal:
+            continue
         value = diagonal[path]
         value = value.t().contiguous() if transposed[path] else value.reshape(value.shape[0], -1)
         found[path] = dict.fromkeys(requests, value)

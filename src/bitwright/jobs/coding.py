@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from bitwright.jobs.choice import Choice, derived_seed
+from bitwright.jobs.experts import (
+    Group,
+    count_requests,
+    has_second_moments,
+    say_few_tokens,
+    steadied,
+    tokens_of,
+    waves,
+)
 from bitwright.jobs.installing import install_module
 from bitwright.jobs.result import ModuleResult, UnitResult
 from bitwright.jobs.sweep import Requests, Results
@@ -23,13 +35,17 @@ if TYPE_CHECKING:
 def code_unit(engine: Engine, unit: Unit, view: UnitView, result: UnitResult, early: Results) -> None:
     """Round every selected weight of a unit and install it; ``early`` holds what is known before any rounding."""
     groups = coded_groups(engine, unit)
+    sizes = {g[0].path: sum(r.memory_bytes(g[0].shape[1]) for r in _late_needs(engine, g)) for g in groups}
     done = 0
-    for group in groups:
-        statistics = _group_statistics(engine, unit, group, early)
-        for site in group:
-            _install(engine, _code(engine, view, site, statistics), result)
-        done += len(group)
-        engine.progress(unit.name, done / max(1, sum(map(len, groups))))
+    for wave in waves(groups, sizes, engine.replay_bytes):
+        gathered = _wave_statistics(engine, unit, wave, early)
+        if wave[0][0].expert is not None:
+            _note_experts(engine, wave, gathered, result)
+        for group in wave:
+            for site in group:
+                _install(engine, _code(engine, view, site, gathered[group[0].path]), result)
+            done += len(group)
+            engine.progress(unit.name, done / max(1, sum(map(len, groups))))
     for site in unit.sites:
         if site.kind == "embedding" and engine.coded(site):
             engine.replay.clear()  # an embedding lies before layers that are rounded already
@@ -43,8 +59,12 @@ def coded_groups(engine: Engine, unit: Unit) -> list[list[WeightSite]]:
 
 def early_requests(engine: Engine, unit: Unit, prefix: Prefix) -> Requests:
     """What the rounding wants to know of the inputs before the first weight of the unit is rounded."""
-    groups = coded_groups(engine, unit)
-    return {g[0].path: [r for r in _weight_needs(engine, g) if r.prefix == prefix] for g in groups}
+    requests: dict[str, list[Statistic]] = {}
+    for group in coded_groups(engine, unit):
+        wanted = requests[group[0].path] = [r for r in _weight_needs(engine, group) if r.prefix == prefix]
+        if prefix == ("float" if engine.reads_float else "block") and not _counted_late(engine, group):
+            wanted += count_requests(group, prefix) if engine.reads_float or engine.reads_quantized else []
+    return requests
 
 
 def _install(engine: Engine, module: ModuleResult, result: UnitResult) -> None:
@@ -64,13 +84,45 @@ def _weight_needs(engine: Engine, group: Sequence[WeightSite]) -> tuple[Statisti
     return tuple(found)
 
 
-def _group_statistics(engine: Engine, unit: Unit, group: Sequence[WeightSite], early: Results) -> dict[Statistic, Any]:
-    path = group[0].path
-    found = dict(early.get(path, {}))
-    late = [r for r in _weight_needs(engine, group) if r.prefix == "layer"]
-    if late:
-        found.update(engine.sweep(unit, {path: late}, "quantized", stop=path)[path])
+def _late_needs(engine: Engine, group: Sequence[WeightSite]) -> list[Statistic]:
+    """What must be known of a group behind the layers of the unit that are rounded already."""
+    return [r for r in _weight_needs(engine, group) if r.prefix == "layer"]
+
+
+def _counted_late(engine: Engine, group: Sequence[WeightSite]) -> bool:
+    """Whether a sweep that the group needs anyway can count its tokens, when no float stream does."""
+    return not engine.reads_float and bool(_late_needs(engine, group))
+
+
+def _wave_statistics(engine: Engine, unit: Unit, wave: Sequence[Group], early: Results) -> Results:
+    found: Results = {g[0].path: dict(early.get(g[0].path, {})) for g in wave}
+    late = {g[0].path: _late_needs(engine, g) for g in wave}
+    if not any(late.values()):
+        return found
+    for group in wave:
+        late[group[0].path] += count_requests(group, "layer") if _counted_late(engine, group) else []
+    # Experts are not called in every batch, and others run behind them: such a pass goes to the unit's end.
+    stop = wave[0][0].path if wave[0][0].expert is None else None
+    for path, more in engine.sweep(unit, late, "quantized", stop=stop).items():
+        found[path].update(more)
     return found
+
+
+def _note_experts(engine: Engine, wave: Sequence[Group], gathered: Results, result: UnitResult) -> None:
+    """Count the experts' tokens, steady what few of them made, and say so."""
+    if not (engine.reads_float or engine.reads_quantized):
+        return
+    for group in wave:
+        found = gathered[group[0].path]
+        result.tokens.update(dict.fromkeys((site.path for site in group), tokens_of(found)))
+        gathered[group[0].path] = steadied(found, group[0].shape[1])
+    if any(has_second_moments(gathered[g[0].path]) for g in wave):
+        say_few_tokens(wave, result.tokens, engine.events)
+    if any(r.reads_twin for g in wave for r in _weight_needs(engine, g)):
+        engine.events.record(
+            "one stream", wave[0][0].family,
+            "the float model routes other tokens to its experts, so these read the quantized stream alone",
+        )  # fmt: skip
 
 
 def _code(engine: Engine, view: UnitView, site: WeightSite, statistics: Mapping[Statistic, Any]) -> ModuleResult:
@@ -78,7 +130,7 @@ def _code(engine: Engine, view: UnitView, site: WeightSite, statistics: Mapping[
     choice: Choice = engine.choices[site.path]
     context = WeightContext(
         where=site.path,
-        statistics={**statistics, **engine.given.get(site.path, {})},
+        statistics={**statistics, **_gradients(engine, site, w)},
         seed=derived_seed(engine.seed, engine.recipe.name, site.path),
         events=engine.events,
     )
@@ -94,6 +146,17 @@ def _code(engine: Engine, view: UnitView, site: WeightSite, statistics: Mapping[
     if choice.input is not None and choice.input.format.time == "dynamic":
         module.input_format = choice.input.format
     return module
+
+
+def _gradients(engine: Engine, site: WeightSite, w: Tensor) -> Mapping[Statistic, Any]:
+    """What a backward pass told of a weight; all weights of an expert without tokens count alike, as an event."""
+    weight = engine.choices[site.path].weight
+    wanted = [r for r in weight.needs if getattr(r, "reads", "input") == "weight gradient"] if weight else []
+    given = engine.given.get(site.path, {})
+    if site.expert is None or not wanted or all(r in given and bool(given[r].any()) for r in wanted):
+        return given
+    engine.events.record("no calibration signal", site.path, "no token is routed to it; its weights count alike")
+    return {**given, **{r: torch.ones_like(w) for r in wanted}}
 
 
 def _feasible(quantizer: Quantizer, site: WeightSite, context: WeightContext) -> Quantizer:

@@ -10,6 +10,7 @@ from typing import Any
 from bitwright.errors import InputError
 from bitwright.jobs.journal import recorded_machine
 from bitwright.jobs.output import REQUEST_NAME, working_folder
+from bitwright.jobs.report import report_values
 from bitwright.jobs.request import Request, build_job
 from bitwright.jobs.run import Progress, no_progress, run
 
@@ -51,6 +52,7 @@ def quantize_request(request: Request, progress: Progress = no_progress, check: 
         "peak_memory_bytes": result.peak_memory_bytes,
         "resumed_units": result.resumed,
         "events": [asdict(e) for e in result.events],
+        "experts": report_values(result)["experts"],
         "verified": result.verification["text"] if result.verification is not None else False,
     }
 

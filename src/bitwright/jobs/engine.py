@@ -87,6 +87,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.units = split_units(self.structure)
         self.choices = choose(self.recipe, self.structure)
+        self.routed = frozenset(s.path for s in self.structure.sites if s.expert is not None)
         self.reads_float, self.reads_quantized = stream_needs(self.recipe, self.choices.values())
         if self.reads_float and self.reads_quantized and self.twin is None:
             raise ValueError("this recipe reads both streams, so the engine needs a float twin")
@@ -268,6 +269,7 @@ class Engine:
         if floating and self.untouched and self.record is not None:
             known, requests = self.record.split(unit.name, requests)
         gatherer = Gatherer(runner.model.module, requests)
+        gatherer.alone = self.routed
         if not gatherer.requests and onto is None:
             return known
         if not self.batches:
@@ -284,6 +286,10 @@ class Engine:
                     gatherer.twins = self._twin_inputs(unit, index, gatherer.requests, stop)
                 with self._replaying(replay, unit, runner.model.module, index, record=onto is None):
                     output = runner.until_stopped(unit, index, hidden[index])
+                if replay is not None and stop is not None and output is not None:
+                    # The layer was not called, so what lies behind it ran too, and will be rounded yet.
+                    self.replay.forget(index)
+                    self.twin_replay.forget(index)
                 if onto is not None:
                     assert output is not None
                     onto[index] = output

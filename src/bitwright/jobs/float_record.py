@@ -16,6 +16,7 @@ from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.opening import Job, make_batches, one_row
 from bitwright.jobs.sweep import Requests, Results
 from bitwright.models import discover, open_model
+from bitwright.models.experts import open_experts
 from bitwright.recipes import Recipe
 from bitwright.statistics import Statistic
 
@@ -75,6 +76,7 @@ def gather_float(jobs: Sequence[Job], window_bytes: int | None = None, spill: Pa
     if not batches:
         return None
     model = open_model(jobs[0].model, stream=isinstance(jobs[0].model, str | Path))
+    open_experts(model, one_row(batches[0]))
     structure = discover(model, one_row(batches[0]), proofs=False)
     asking = [Engine(job.recipe, model, structure, batches, twin=model) for job in jobs]
     asking = [e for e in asking if e.reads_float and not e.transforms_model]

@@ -122,6 +122,9 @@ def _learn_block(engine: Engine, learn: Learn, unit: Unit, paths: list[str], res
 
 def _learn_layer(engine: Engine, learn: Learn, unit: Unit, path: str, result: UnitResult) -> None:
     """Reconstruct one layer: inputs from the quantized stream, targets from the float stream."""
+    if path in engine.routed:
+        _learn_expert(engine, learn, unit, path, result)
+        return
     root = engine.float_runner.model.module
     module = root.get_submodule(path)
     work, floating = engine.work_runner, engine.float_runner
@@ -129,10 +132,11 @@ def _learn_layer(engine: Engine, learn: Learn, unit: Unit, path: str, result: Un
     count = len(engine.batches)
     with _states(engine, count) as inputs, _states(engine, count) as targets:
         for index in range(count):
-            inputs[index] = _input_of(work.model.module, path, partial(work.run, unit, index, engine.quantized[index]))
+            run = partial(work.run, unit, index, engine.quantized[index])
+            inputs[index] = _there(_input_of(work.model.module, path, run))
             x = _input_of(root, path, partial(floating.run, unit, index, engine.float[index]))
             with torch.no_grad():
-                targets[index] = module(x)
+                targets[index] = module(_there(x))
 
         def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
             with swapped_weights(root, _shaped(engine, root, overrides)):
@@ -146,8 +150,41 @@ def _learn_layer(engine: Engine, learn: Learn, unit: Unit, path: str, result: Un
         _finish(engine, learn, task, result)
 
 
-def _input_of(root: nn.Module, path: str, run: Callable[[], object]) -> Tensor:
-    """The input of a module in one pass, which ends there."""
+def _learn_expert(engine: Engine, learn: Learn, unit: Unit, path: str, result: UnitResult) -> None:
+    """Reconstruct an expert's layer on the tokens that the quantized stream routes to it.
+
+    The float stream routes other tokens there, so the target is what the float layer answers to the same ones.
+    """
+    root = engine.float_runner.model.module
+    module = root.get_submodule(path)
+    work = engine.work_runner
+    with _states(engine, len(engine.batches)) as inputs:
+        count = 0
+        for index in range(len(engine.batches)):
+            x = _input_of(work.model.module, path, partial(work.run, unit, index, engine.quantized[index]))
+            if x is not None:
+                inputs[count] = x
+                count += 1
+        if not count:
+            engine.events.record("no calibration signal", path, "no token is routed to it, so it is not learned")
+            return
+
+        def forward(overrides: Mapping[str, Tensor], index: int) -> Tensor:
+            with swapped_weights(root, _shaped(engine, root, overrides)):
+                output: Tensor = module(held(inputs, index))
+                return output
+
+        def target(index: int) -> Tensor:
+            with torch.no_grad():
+                output: Tensor = module(held(inputs, index))
+                return output
+
+        task = _task(engine, path, [path], result, forward, target, lambda index: None, count)
+        _finish(engine, learn, task, result)
+
+
+def _input_of(root: nn.Module, path: str, run: Callable[[], object]) -> Tensor | None:
+    """The input of a module in one pass, which ends there; ``None`` where it is not called."""
     found: list[Tensor] = []
 
     def seen(_: str, module: nn.Module, x: Tensor) -> None:
@@ -155,7 +192,7 @@ def _input_of(root: nn.Module, path: str, run: Callable[[], object]) -> Tensor:
 
     with input_hooks(root, [path], seen), stop_after(root, path), torch.no_grad(), suppress(StopSweep):
         run()
-    return found[0]
+    return found[0] if found else None
 
 
 def _shaped(engine: Engine, root: nn.Module, overrides: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,11 +25,15 @@ def estimate_peak(job: Job, opened: Opened) -> int:
         # Codes, scaled values and error terms of the weight at hand.
         solver = 6 * widest * _FLOAT
         statistics = 0
+        families: dict[str, int] = {}
         for group in unit.groups:
             for site in group:
                 choice = opened.choices[site.path]
                 needs = choice.weight.needs if choice.weight is not None else ()
                 held = sum(r.memory_bytes(site.shape[1]) for r in needs)
+                if site.family:  # the experts of a family share a sweep, as far as the window allows
+                    families[site.family] = families.get(site.family, 0) + held
+                    held = max(held, min(families[site.family], replay_window(job)))
                 # Factorising a Hessian holds the damped copy, the factor and its ordered copy.
                 statistics = max(statistics, held + 3 * _FLOAT * site.shape[1] ** 2 * bool(needs))
         largest = max(largest, copies * weights * _FLOAT + solver + statistics)

@@ -240,6 +240,7 @@ def result_facts(result: UnitResult) -> dict[str, Any]:
             site: [{"kind": op.kind, "options": dict(op.options)} for op in ops]
             for site, ops in result.cache_online.items()
         },
+        "tokens": dict(result.tokens),
         "seconds": round(result.seconds, 3),
         "notes": result.notes,
     }
@@ -253,6 +254,7 @@ def online_operations(entries: Sequence[Mapping[str, Any]]) -> tuple[OnlineOpera
 def result_from_facts(unit: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitResult:
     """Rebuild a unit's result from a journal line and the tensors of its shard."""
     result = UnitResult(unit, removed=tuple(facts["removed"]), seconds=facts["seconds"], notes=list(facts["notes"]))
+    result.tokens = dict(facts.get("tokens", {}))
     result.cache_online = {site: online_operations(ops) for site, ops in facts["cache_online"].items()}
     for path, entry in facts["modules"].items():
         prefix = f"{path}.weight_"

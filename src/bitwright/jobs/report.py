@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitwright.errors import InputError
+from bitwright.jobs.experts import expert_tokens
 
 if TYPE_CHECKING:
     from bitwright.jobs.run import JobResult
@@ -40,12 +41,14 @@ def report_values(result: JobResult) -> dict[str, Any]:
         for path, choice in result.opened.choices.items()
         if choice.weight is None
     ]
+    counts = {path: count for unit in result.units for path, count in unit.tokens.items()}
     return {
         "format_version": FORMAT_VERSION,
         "recipe": result.job.recipe.name,
         "bits_per_weight": result.bits_per_weight,
         "tensors": tensors,
         "kept_float": kept,
+        "experts": expert_tokens(result.opened.structure.sites, counts),
         "not_offered": list(result.opened.structure.reasons),
         "units": [{"name": u.name, "notes": u.notes} for u in result.units],
         "events": [asdict(e) for e in result.events],

@@ -103,13 +103,17 @@ class ModuleResult:
 
 @dataclass
 class UnitResult:
-    """A finished unit: coded modules, float parameters that a stage changed, modules that were folded away."""
+    """A finished unit: coded modules, float parameters that a stage changed, modules that were folded away.
+
+    ``tokens`` counts the calibration tokens of every expert by path.
+    """
 
     name: str
     modules: dict[str, ModuleResult] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
     cache_online: Mapping[str, tuple[OnlineOperation, ...]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     notes: list[dict[str, Any]] = field(default_factory=list)
 

@@ -109,6 +109,8 @@ class Gatherer:
         self.collectors: dict[tuple[str, Statistic], Collector] = {}
         self.keep: Tensor | None = None
         self.twins: dict[str, list[Tensor]] = {}
+        # Layers that get other tokens than their twins do (experts): they are their own twins.
+        self.alone: frozenset[str] = frozenset()
 
     def __call__(self, path: str, module: nn.Module, x: Tensor) -> None:
         """Feed one input."""
@@ -122,14 +124,16 @@ class Gatherer:
             if key not in self.collectors:
                 self.collectors[key] = request.open(data.shape[1])
             other = None
-            if request.reads_twin and twin is not None:
+            if request.reads_twin and path in self.alone:
+                other = data
+            elif request.reads_twin and twin is not None:
                 other = input_rows(module, twin, request.view, self.keep)
             self.collectors[key].update(data, other)
 
     @property
     def reads_twin(self) -> bool:
         """Whether any request wants the float model's tokens."""
-        return any(r.reads_twin for wanted in self.requests.values() for r in wanted)
+        return any(r.reads_twin for path, wanted in self.requests.items() if path not in self.alone for r in wanted)
 
     def results(self) -> Results:
         """Results by path and request; a layer that was never called has none."""

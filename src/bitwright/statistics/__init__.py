@@ -2,6 +2,7 @@
 
 from bitwright.statistics.base import Collector, Prefix, Statistic, View
 from bitwright.statistics.channel import AbsMax, ChannelMeans, Range
+from bitwright.statistics.counts import TokenCount
 from bitwright.statistics.fisher import Fisher
 from bitwright.statistics.hessian import CrossHessian, Hessian
 from bitwright.statistics.histogram import Histogram
@@ -19,5 +20,6 @@ __all__ = [
     "Prefix",
     "Range",
     "Statistic",
+    "TokenCount",
     "View",
 ]

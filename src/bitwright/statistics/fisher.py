@@ -7,7 +7,7 @@ equation 4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ def accumulate_fisher(
     paths: Sequence[str],
     loss_fn: Loss | None = None,
     samples: int | None = None,
+    idle: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the diagonal empirical Fisher of the weights at ``paths``, each in the shape of its weight, fp32.
 
@@ -103,6 +104,7 @@ def accumulate_fisher(
         paths: module paths whose ``weight`` is meant.
         loss_fn: ``loss_fn(model, batch)`` returns a scalar; :func:`next_token_loss` by default.
         samples: at most so many sequences are read.
+        idle: paths that may get no gradient (experts without tokens); they are then left out.
 
     Memory: one accumulator per weight, and one gradient at a time: it is squared and dropped as soon as it is ready.
 
@@ -127,7 +129,8 @@ def accumulate_fisher(
         for parameter, flag in before.items():
             parameter.requires_grad_(flag)
         model.train(training)
-    return {path: collectors[weight].result() for path, weight in weights.items()}
+    wanted = {p: collectors[w] for p, w in weights.items() if p not in idle or collectors[w].count}
+    return {path: collector.result() for path, collector in wanted.items()}
 
 
 def _weight(model: nn.Module, path: str) -> nn.Parameter:
