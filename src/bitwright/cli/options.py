@@ -19,6 +19,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream."
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; torch's own choice if not given.", min=1)]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip reading the result back from disk and comparing it.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat every fallback as an error.")]
+Engine = Annotated[
+    str, typer.Option("--for", help="Engine that has to serve it: vllm, llama.cpp, transformers or onnxruntime.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Devices that the engine cuts every layer for, 1 to 8.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result; a name is made up if not given.")]
 Assets = Annotated[
     Path | None,

@@ -34,6 +34,8 @@ class Job:
         max_memory: cap of anonymous memory above the start, bytes; ``None`` for no cap.
         batch_size: sequences (images) per forward pass.
         verify: carry a probe through the job and compare it with the model that is read back from disk.
+        engine: the program that has to serve the result (``--for``); an illegal plan is refused. Empty: none.
+        parallel: how many devices it cuts every layer for.
         request: the request behind the job as JSON, kept in the working folder until the job is finished (for resume).
         events: what happened while the data were read; they belong to the job's report.
     """
@@ -47,6 +49,8 @@ class Job:
     max_memory: int | None = None
     batch_size: int = 8
     verify: bool = True
+    engine: str = ""
+    parallel: int = 1
     request: str = ""
     events: tuple[Event, ...] = ()
 

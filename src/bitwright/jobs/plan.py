@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bitwright.jobs.legality import Legality, check_engine
 from bitwright.jobs.memory import estimate_peak
 from bitwright.jobs.opening import Job, Opened, open_job
 from bitwright.jobs.stored import source_bytes
@@ -44,22 +45,25 @@ class Plan:
     sweeps: tuple[str, ...]
     blocks: int
     reasons: tuple[str, ...]
+    legality: Legality | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The stable JSON form (``tensors`` holds the rows)."""
         found = asdict(self)
         found["tensors"] = found.pop("rows")
-        found["legal"] = True
+        found["legal"] = self.legality is None or self.legality.legal
         return found
 
 
 def plan(job: Job) -> Plan:
-    """Plan a job.
+    """Plan a job, and ask the engine that it names whether it would serve the result.
 
     Raises:
         InputError: for everything that would stop the run itself before its first unit.
     """
-    return plan_opened(job, open_job(job))
+    opened = open_job(job)
+    found = plan_opened(job, opened)
+    return replace(found, legality=check_engine(job, opened)) if job.engine else found
 
 
 def plan_opened(job: Job, opened: Opened) -> Plan:

@@ -48,6 +48,8 @@ class Request:
     max_memory: int = 0
     strict: bool = False
     batch_size: int = 8
+    engine: str = ""
+    parallel: int = 1
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -179,6 +181,8 @@ def build_job(request: Request, reads_data: bool | None = None) -> Job:
         strict=request.strict,
         max_memory=request.max_memory or None,
         batch_size=request.batch_size,
+        engine=request.engine,
+        parallel=request.parallel,
         request=request.to_json(),
         events=tuple(events.entries),
     )

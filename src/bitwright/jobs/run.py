@@ -28,6 +28,7 @@ from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.float_record import FloatRecord
 from bitwright.jobs.journal import Journal
+from bitwright.jobs.legality import check_engine
 from bitwright.jobs.memory import activation_window, estimate_peak, replay_window
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
@@ -122,6 +123,8 @@ def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None =
     with peak_memory() as memory:
         opened = open_job(job)
         check_memory(job, opened)
+        if job.engine and not (legality := check_engine(job, opened)).legal:
+            raise InputError(legality.text)
         if job.out is None:
             result = _run_units(job, opened, None, progress, record)
         else:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Json, Seed, Threads, use_threads
+from bitwright.cli.options import Engine, Json, Parallel, Seed, Threads, use_threads
 from bitwright.cli.output import Output
+from bitwright.errors import InputError
 
 
 def command(
@@ -17,6 +18,8 @@ def command(
     weights: Annotated[str, typer.Option("--weights", "-w", help="Weight format.")] = "",
     data: Annotated[str, typer.Option("--data", help="Calibration data.")] = "",
     sequences: Annotated[int, typer.Option(help="Calibration sequences.", min=0)] = 0,
+    engine: Engine = "",
+    parallel: Parallel = 1,
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = False,
@@ -28,7 +31,8 @@ def command(
     with Output(json) as out:
         use_threads(threads)
         pairs = parse_settings(settings or [])
-        planned = plan(build_job(Request(model, recipe, pairs, weights, data, sequences, seed=seed)))
+        request = Request(model, recipe, pairs, weights, data, sequences, seed=seed, engine=engine, parallel=parallel)
+        planned = plan(build_job(request))
         out.result(planned.as_json())
         rows = [
             (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason)
@@ -43,3 +47,7 @@ def command(
         )
         for reason in planned.reasons:
             out.show(f"note: {reason}")
+        if planned.legality is not None:
+            if not planned.legality.legal:
+                raise InputError(planned.legality.text)
+            out.show(planned.legality.text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Json, NoVerify, Out, Seed, Strict, Threads, use_threads
+from bitwright.cli.options import Engine, Json, NoVerify, Out, Parallel, Seed, Strict, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -22,6 +22,8 @@ def command(
     sequences: Annotated[int, typer.Option(help="Calibration sequences (images); the recipe's own if 0.", min=0)] = 0,
     length: Annotated[int, typer.Option(help="Tokens per sequence; the recipe's own if 0.", min=0)] = 0,
     out: Out = None,
+    engine: Engine = "",
+    parallel: Parallel = 1,
     max_memory: Annotated[str, typer.Option("--max-memory", help="Cap of added memory, e.g. 2GB.")] = "",
     seed: Seed = 0,
     threads: Threads = None,
@@ -39,6 +41,7 @@ def command(
         request = Request(
             model, recipe, parse_settings(settings or []), weights or (f"int{bits} g128 asym" if bits else ""),
             data, sequences, length, str(out) if out else "", seed, size(max_memory), strict,
+            engine=engine, parallel=parallel,
         )  # fmt: skip
         if not request.out:
             import dataclasses
