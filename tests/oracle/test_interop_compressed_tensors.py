@@ -257,6 +257,7 @@ def test_the_command_writes_a_folder_that_needs_no_bitwright(
         ("lut4 channel", None, "nearest legal: int4 channel"),
         ("int8 channel", "int8 channel static", "nearest legal: int8 tensor static"),
         ("int8 channel", "int8 token narrow dynamic", "full range"),
+        ("int8 channel", "int8 token dynamic clip=0.9", "whole range that they measure; nearest legal: int8 token"),
         ("mxfp4", "mxfp4 dynamic", "nearest legal: e2m1 g32 scale=e8m0-ct dynamic"),
         ("nvfp4", "nvfp4 dynamic", "calibrated scale per tensor"),
     ],

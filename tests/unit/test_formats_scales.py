@@ -100,6 +100,18 @@ def test_a_lopsided_table_clips_neither_end() -> None:
         assert scale.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("text", ["int4 token", "int4 token asym", "e2m1 token", "int4 token narrow"])
+def test_a_clip_covers_a_share_of_the_range_and_the_rest_saturates(text: str) -> None:
+    low, high = torch.tensor([[-3.0]]), torch.tensor([[5.0]])
+    whole, clipped = parse(text), parse(f"{text} clip=0.8")
+    (scale, zero), (less, same) = whole.scale_from_range(low, high), clipped.scale_from_range(low, high)
+    torch.testing.assert_close(less, 0.8 * scale)
+    assert (zero is None and same is None) or torch.equal(zero, same)
+    x = torch.linspace(-3, 5, 41).view(1, -1)
+    inside = x.clamp(-2.4, 4.0) if whole.asymmetric else x.clamp(-4.0, 4.0)
+    torch.testing.assert_close(clipped.fake_quantize(x), whole.fake_quantize(inside), rtol=0, atol=1e-6)
+
+
 def test_ranges_that_miss_zero_are_widened_to_it() -> None:
     scale, zero = parse("int4 asym").scale_from_range(torch.tensor([[2.0], [-5.0]]), torch.tensor([[3.0], [-1.0]]))
     assert zero is not None

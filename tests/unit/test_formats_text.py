@@ -44,6 +44,8 @@ MEANINGS = {
     "mxint8": Format(IntGrid(8), Group(32), ScaleFormat("e8m0")),
     "mxfp8_e4m3 dynamic": Format(MiniFloat(4, 3), Group(32), ScaleFormat("e8m0"), time="dynamic"),
     "int8 token dynamic": Format(IntGrid(8), Token(), FP32, time="dynamic"),
+    "int8 token dynamic clip=0.9": Format(IntGrid(8), Token(), FP32, time="dynamic", clip=0.9),
+    "mxfp4 clip=0.5": Format(MiniFloat(2, 1), Group(32), ScaleFormat("e8m0"), clip=0.5),
     "lut4 channel": Format(CodebookGrid(4), Channel(), ScaleFormat("none")),
     "ternary channel": Format(TableGrid.derived("ternary"), Channel(), FP16),
     "pot4 channel": Format(TableGrid.derived("pot4"), Channel(), FP16),
@@ -101,8 +103,9 @@ GRANULARITIES = st.one_of(
 SCALES = st.sampled_from(["fp32", "fp16", "bf16", "e8m0", "e8m0-ct", "e4m3"]).map(ScaleFormat.named)
 TIMES = st.sampled_from(["static", "dynamic"])
 ZEROS = st.sampled_from(["code", "fp16", "bf16", "fp32"]).map(ZeroFormat)
+CLIPS = st.one_of(st.just(1.0), st.floats(0, 2, exclude_min=True))
 FORMATS = st.one_of(
-    st.builds(Format, GRIDS, GRANULARITIES, SCALES, st.none(), TIMES),
+    st.builds(Format, GRIDS, GRANULARITIES, SCALES, st.none(), TIMES, CLIPS),
     st.builds(Format, st.builds(IntGrid, st.integers(1, 8), st.just(False)), GRANULARITIES, SCALES, ZEROS, TIMES),
     st.builds(Format, GRIDS, st.builds(FlatBlock, st.integers(1, 99)), st.just(ScaleFormat.named("double"))),
     st.builds(Format, st.builds(CodebookGrid, st.integers(1, 8)), GRANULARITIES, st.just(ScaleFormat("none"))),
@@ -140,6 +143,11 @@ REFUSALS = {
     "int4 sym zero=fp16": "needs zero points",
     "int1 narrow": "binary",
     "int4 scale=none": "codebooks",
+    "int4 token clip=0": "share of a range",
+    "int4 token clip=2.5": "share of a range",
+    "int4 token clip=nan": "share of a range",
+    "int4 token clip=x": "no number",
+    "int4 token clip=0.9 clip=0.8": "keep one",
     "int4 g64 scale=double": "flat blocks",
     "e9m9 tensor": "no minifloat",
     "nf9 b64": "2 to 8 bits",

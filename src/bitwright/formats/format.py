@@ -36,7 +36,8 @@ class Format:
     """What the numbers of one tensor look like.
 
     ``zero`` is given for asymmetric integers (their grid is unsigned); ``time`` says whether ranges are fixed before
-    use (static) or measured on every input (dynamic). ``str(format)`` is the canonical text of :func:`parse`.
+    use (static) or measured on every input (dynamic). ``clip`` is the share of a given range that is covered; values
+    beyond it saturate. ``str(format)`` is the canonical text of :func:`parse`.
 
     Raises:
         InputError: parts that exclude each other.
@@ -47,8 +48,11 @@ class Format:
     scale: ScaleFormat = field(default_factory=ScaleFormat)
     zero: ZeroFormat | None = None
     time: Time = "static"
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.clip <= 2:
+            raise InputError(f"clip={self.clip:g} is no share of a range; give a number above 0, such as clip=0.9")
         if self.time not in ("static", "dynamic"):
             raise InputError(f"time is 'static' or 'dynamic', not {self.time!r}")
         if self.zero is not None and not (isinstance(self.grid, IntGrid) and not self.grid.signed):
@@ -109,9 +113,11 @@ class Format:
         ``low`` and ``high`` have any shape, usually ``[rows, groups]``. Signed integers: ``absmax / ((2^b-1)/2)``,
         narrow ones ``absmax / (2^(b-1)-1)``; asymmetric: the range widened to hold 0, over ``2^b - 1`` steps; other
         grids: ``absmax / max_level``; E8M0: the power of two of the scale's rule. A range of zero gives 1, or
-        the smallest scale where an outer scale follows the largest one.
+        the smallest scale where an outer scale follows the largest one. All of it for the share ``clip`` of the range.
         """
         low, high = low.to(torch.float32), high.to(torch.float32)
+        if self.clip != 1:
+            low, high = low * self.clip, high * self.clip
         if self.zero is not None:
             return self._asymmetric_range(low, high)
         absmax = torch.maximum(low.abs(), high.abs())

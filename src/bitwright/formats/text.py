@@ -31,7 +31,7 @@ _GRID_EXAMPLES = [f"int{b}" for b in range(1, 9)] + [f"uint{b}" for b in range(1
 _GRID_EXAMPLES += ["e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "e3m4", "nf2", "nf3", "nf4", "fp4-bnb", "ternary", "binary"]
 _GRID_EXAMPLES += ["pot3", "pot4", "apot3", "apot4", "lloyd2", "lloyd3", "lloyd4", "lut2", "lut3", "lut4", *NAMED]
 _OPTION_WORDS = ["tensor", "channel", "token", "g32", "g64", "g128", "b64", "block128x128", "sym", "asym", "narrow"]
-_OPTION_WORDS += ["static", "dynamic", "axis=0", "axis=1", *(f"scale={word}" for word in SCALE_WORDS)]
+_OPTION_WORDS += ["static", "dynamic", "clip=0.9", "axis=0", "axis=1", *(f"scale={word}" for word in SCALE_WORDS)]
 _OPTION_WORDS += ["zero=code", *(f"zero={word}" for word in FLOAT_STORAGE)]
 
 
@@ -46,6 +46,7 @@ class _Words:
     scale: str | None = None
     zero: str | None = None
     time: Time | None = None
+    clip: float = 1.0
     seen: dict[str, str] = field(default_factory=dict)
 
     def once(self, part: str, word: str) -> None:
@@ -80,6 +81,13 @@ def _numbers(text: str, word: str) -> list[float]:
     return values
 
 
+def _share(text: str, word: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{word!r} has no number; write e.g. clip=0.9") from None
+
+
 def _granularity(word: str) -> Granularity | None:
     plain: dict[str, Granularity] = {"tensor": Tensor(), "channel": Channel(), "token": Token()}
     if word in plain:
@@ -111,6 +119,9 @@ def _read_option(words: _Words, word: str) -> None:
     elif key == "zero" and (value == "code" or value in FLOAT_STORAGE):
         words.once("zero", word)
         words.zero = value
+    elif key == "clip" and value:
+        words.once("clip", word)
+        words.clip = _share(value, word)
     elif key == "axis" and value in ("0", "1"):
         words.once("axis", word)
         words.axis = int(value)
@@ -151,7 +162,8 @@ def parse(text: str) -> Format:
     The first word is a grid (``int4``, ``uint8``, ``e4m3``, ``nf4``, ``fp4-bnb``, ``pot4``, ``apot4``, ``ternary``,
     ``binary``, ``lloyd3``, ``lut4``, ``table[-1,0,1]``) or a named format (``mxfp4``, ``nvfp4``, ``mxint8``). Then,
     in any order: granularity (``tensor channel g128 b64 block128x128 token``, ``axis=0|1``), ``sym|asym|narrow``,
-    ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|double|none``, ``zero=code|fp16|bf16|fp32``, ``static|dynamic``.
+    ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|double|none``, ``zero=code|fp16|bf16|fp32``, ``static|dynamic``,
+    ``clip=0.9`` (the share of a range that is covered, 1 by default).
     Defaults: sym, channel, fp16 scales (fp32 for tokens, ``dynamic`` and a written ``static``), static.
 
     Raises:
@@ -178,7 +190,7 @@ def parse(text: str) -> Format:
     elif words.time == "static" and scale.storage == "fp16":
         # Who writes "static" speaks of activations: one range, kept in full precision.
         scale = SCALE_WORDS["fp32"]
-    return Format(grid, granularity, scale, zero, time)
+    return Format(grid, granularity, scale, zero, time, words.clip)
 
 
 @functools.cache
@@ -189,6 +201,8 @@ def _named_formats() -> dict[Format, str]:
 def format_text(fmt: Format) -> str:
     """Return the canonical text: a name where one fits, defaults left out."""
     tail = " dynamic" if fmt.time == "dynamic" else ""
+    if fmt.clip != 1:
+        tail += f" clip={fmt.clip!r}"
     name = _named_formats().get(Format(fmt.grid, fmt.granularity, fmt.scale, fmt.zero))
     if name is not None:
         return name + tail

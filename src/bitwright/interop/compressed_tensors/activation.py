@@ -19,6 +19,8 @@ def check_input(path: str, fmt: Format, columns: int) -> None:
     """
     grid, granularity = fmt.grid, fmt.granularity
     word = "int8" if isinstance(grid, IntGrid) else "e4m3"
+    if fmt.clip != 1 and not is_static(fmt):
+        _refuse(path, fmt, "readers cover the whole range that they measure", f"{word} token dynamic")
     if isinstance(grid, IntGrid):
         if grid.narrow or (not grid.signed and fmt.zero is None) or grid.bits < 2:
             _refuse(path, fmt, "readers use the full range of signed integers", "int8 token dynamic")
