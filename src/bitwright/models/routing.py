@@ -7,7 +7,6 @@ are one family, also those that got no token in the example.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -37,8 +36,10 @@ def mark_experts(module: nn.Module, run: Run, uses: tuple[Use, ...]) -> tuple[Us
             routers.add(router.site.name)
             chosen += [ref.key for ref in op.outputs if not ref.floating]
     routing = _integers_from(chosen, run)
-    picked = {use.site.path for use in uses if use.site.kind == "linear" and _picked(use.entry, run, routing)}
-    held = {prefix for path in picked if (prefix := container(path)) is not None}
+    linears = [use for use in uses if use.site.kind == "linear"]
+    picked = {use.site.path for use in linears if _picked(use.entry, run, routing)}
+    unpicked = {use.site.path for use in linears} - picked
+    held = {prefix for path in picked if (prefix := _container(module, path, unpicked)) is not None}
     held |= stacks(module)
     marked = (replace(use, site=_numbered(use.site, held)) for use in uses)
     return tuple(
@@ -51,10 +52,28 @@ def stacks(module: nn.Module) -> set[str]:
     return {path for path, item in module.named_modules() if isinstance(item, ExpertStack)}
 
 
-def container(path: str) -> str | None:
-    """The path in front of its last number."""
-    found = re.match(r"^(.*)\.\d+(\..*)?$", path)
-    return found.group(1) if found else None
+def _container(module: nn.Module, path: str, unpicked: set[str]) -> str | None:
+    """The list of experts around a layer: the innermost one whose other items hold the same layer, picked as well."""
+    parts = path.split(".")
+    for level in range(len(parts) - 1, 0, -1):
+        if not parts[level].isdigit():
+            continue
+        prefix, tail = ".".join(parts[:level]), parts[level + 1 :]
+        shape = _shape(module, path)
+        items = (name for name, _ in module.get_submodule(prefix).named_children())
+        alike = [p for name in items if _shape(module, p := ".".join([prefix, name, *tail])) == shape]
+        if len(alike) > 1 and not unpicked.intersection(alike):
+            return prefix
+    return None
+
+
+def _shape(module: nn.Module, path: str) -> tuple[int, ...] | None:
+    """Shape of a layer's own matrix; None where there is no such layer."""
+    try:
+        own = module.get_submodule(path).parameters(recurse=False)
+    except AttributeError:
+        return None
+    return next((tuple(p.shape) for p in own if p.dim() == 2), None)
 
 
 def _numbered(site: WeightSite, held: Iterable[str]) -> WeightSite:
