@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor
 from bitwright.interop import Plan, planner
 from bitwright.interop.skeleton import network_of
+from bitwright.jobs.locking import only_writer
 from bitwright.models import Checkpoint
 from bitwright.models.writer import RawTensor, TensorLayout, write_index, write_safetensors, write_text
 from bitwright.runtime import Manifest
@@ -117,22 +117,13 @@ def _working_folder(out: Path) -> Iterator[Path]:
         InputError: if the place cannot be written, or another export is writing there.
     """
     work = out.with_name(out.name + ".export.partial")
-    lock = FileLock(str(work) + ".lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another export is writing {out}; wait for it or choose another --out") from None
-    except OSError as error:
-        raise InputError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        yield work
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{work} cannot be written ({reason}); free some space or choose another --out") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    with only_writer(work, out, "export"):
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{work} cannot be written ({reason}); free some space or choose another --out") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

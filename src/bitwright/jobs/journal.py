@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ class Entry:
     file: str
     sha256: str
     facts: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The journal line."""
+        return {"unit": self.unit, "file": self.file, "sha256": self.sha256, "facts": dict(self.facts)}
 
 
 class Journal:
@@ -55,11 +59,13 @@ class Journal:
             self._check(lines[0])
             for line in lines[1:]:
                 self.entries.append(Entry(line["unit"], line["file"], line["sha256"], line["facts"]))
-        # Rewriting drops a torn last line; the rename makes it safe.
+        self._rewrite(lines or [self.header])  # drops a torn last line
+
+    def _rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Put other lines in the place of the journal's, by one rename."""
         partial = self.path.with_suffix(".new")
         with partial.open("w", encoding="utf-8") as file:
-            for line in lines or [self.header]:
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
@@ -81,9 +87,8 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Record a finished unit; returns once it is on disk."""
-        line = {"unit": entry.unit, "file": entry.file, "sha256": entry.sha256, "facts": dict(entry.facts)}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(entry.as_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
@@ -103,11 +108,7 @@ class Journal:
         if count == len(self.entries):
             return
         self.entries = self.entries[:count]
-        lines: list[dict[str, Any]] = [self.header]
-        lines += [{"unit": e.unit, "file": e.file, "sha256": e.sha256, "facts": dict(e.facts)} for e in self.entries]
-        partial = self.path.with_suffix(".new")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(partial, self.path)
+        self._rewrite([self.header, *(entry.as_json() for entry in self.entries)])
 
 
 def recorded_machine(folder: Path) -> dict[str, Any]:

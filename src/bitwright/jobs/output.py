@@ -31,7 +31,7 @@ from bitwright.models.writer import (
     write_safetensors,
     write_text,
 )
-from bitwright.stages.transforms import OnlineOperation
+from bitwright.runtime.online import online_entries, online_operations
 
 MANIFEST_VERSION = 1
 REQUEST_NAME = "job.json"
@@ -236,19 +236,11 @@ def result_facts(result: UnitResult) -> dict[str, Any]:
         "errors": {path: module.error for path, module in result.modules.items()},
         "changed": sorted(result.changed),
         "removed": list(result.removed),
-        "cache_online": {
-            site: [{"kind": op.kind, "options": dict(op.options)} for op in ops]
-            for site, ops in result.cache_online.items()
-        },
+        "cache_online": {site: online_entries(ops) for site, ops in result.cache_online.items()},
         "tokens": dict(result.tokens),
         "seconds": round(result.seconds, 3),
         "notes": result.notes,
     }
-
-
-def online_operations(entries: Sequence[Mapping[str, Any]]) -> tuple[OnlineOperation, ...]:
-    """Operations from their JSON form."""
-    return tuple(OnlineOperation(e["kind"], tuple(e["options"].items())) for e in entries)
 
 
 def result_from_facts(unit: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitResult:

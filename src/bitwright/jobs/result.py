@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bitwright.formats import Format, QuantizedTensor
+from bitwright.runtime.online import online_entries
 from bitwright.stages.transforms import OnlineOperation
 
 
@@ -82,7 +83,7 @@ class ModuleResult:
             "transposed": self.transposed,
             "weight": meta,
             "input": None if self.input_format is None else {"format": str(self.input_format)},
-            "online": [{"kind": op.kind, "options": dict(op.options)} for op in self.online],
+            "online": online_entries(self.online),
             "bias": self.bias is not None,
         }
 

@@ -9,15 +9,13 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from bitwright import __version__
@@ -29,6 +27,7 @@ from bitwright.jobs.engine import Engine
 from bitwright.jobs.float_record import FloatRecord
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.legality import check_engine
+from bitwright.jobs.locking import only_writer
 from bitwright.jobs.memory import activation_window, estimate_peak, replay_window
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
@@ -36,6 +35,7 @@ from bitwright.jobs.result import UnitResult
 from bitwright.jobs.verify import verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.models.writer import write_text
+from bitwright.runtime.online import online_entries
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
     assert job.out is not None
     # A module in memory is changed by the run; its float form rebuilds the network when the folder is read back.
     skeleton = copy.deepcopy(job.model) if isinstance(job.model, nn.Module) and job.verify else None
-    with locked(job.out):
+    with only_writer(working_folder(job.out), job.out, "job"):
         fresh = not working_folder(job.out).exists()
         work = prepare_folder(job.out)
         try:
@@ -176,28 +176,6 @@ def _verify_in_place(job: Job, opened: Opened, work: Path, result: JobResult, sk
         raise InputError(f"{job.model}: tensor {spoiled[0]!r} holds NaN or Inf; download or train the model again")
     if not verification.ok:
         raise CheckError(f"{work} does not verify and keeps its name: {verification.text}")
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep other jobs out of the working folder of ``out``; the system frees the lock of a killed job.
-
-    Raises:
-        InputError: if another job holds it, or the place cannot be written.
-    """
-    lock = FileLock(f"{working_folder(out)}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another job is writing {out}; wait for it or choose another --out") from None
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _run_units(
@@ -292,7 +270,7 @@ def build_manifest(job: Job, results: list[UnitResult]) -> dict[str, Any]:
         for path, module in unit.modules.items():
             modules[path] = module.manifest()
         for site, operations in unit.cache_online.items():
-            online[site] = [{"kind": op.kind, "options": dict(op.options)} for op in operations]
+            online[site] = online_entries(operations)
     return {
         "quant_method": "bitwright",
         "format_version": MANIFEST_VERSION,

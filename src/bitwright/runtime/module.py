@@ -14,7 +14,7 @@ from bitwright.formats import CodebookGrid, IntGrid, QuantizedTensor, parse
 from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Choice, Request, Table
 from bitwright.runtime.kernels.table import TABLE
-from bitwright.runtime.online import run_online
+from bitwright.runtime.online import online_entries, run_online
 from bitwright.runtime.weight import PackedWeight
 from bitwright.stages.transforms import OnlineOperation
 
@@ -130,7 +130,7 @@ class QuantModule(nn.Module):
             "transposed": bool(getattr(self, "transposed", False)),
             "weight": self.weight_meta,
             "input": None if self.input_format is None else {"format": str(self.input_format)},
-            "online": [{"kind": o.kind, "options": dict(o.options)} for o in self.online],
+            "online": online_entries(self.online),
             "bias": self.bias is not None,
         }
 

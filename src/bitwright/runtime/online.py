@@ -39,6 +39,11 @@ def online_operations(entries: Iterable[Mapping[str, Any]] | None) -> tuple[Onli
     return tuple(online_operation(entry) for entry in entries or ())
 
 
+def online_entries(operations: Iterable[OnlineOperation]) -> list[dict[str, Any]]:
+    """The ``online`` list of a manifest, as :func:`online_operations` reads it."""
+    return [{"kind": operation.kind, "options": dict(operation.options)} for operation in operations]
+
+
 def run_online(x: Tensor, operations: Sequence[OnlineOperation], table: Table, inverse: bool = False) -> Tensor:
     """Run operations on the last axis of ``x`` in order; ``inverse`` undoes them in reverse order."""
     for operation in reversed(operations) if inverse else operations:
