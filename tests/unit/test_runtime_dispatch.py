@@ -42,7 +42,8 @@ def run_twice(x: Tensor, prepared: Any, bias: Tensor | None, quantizer: Any) -> 
 
 
 DECODE = Kernel(
-    name="linear/decode", op="linear", priority=5, why="reads packed codes", prepare=reference.prepare, run=run_twice,
+    name="linear/decode", op="linear", priority=5, why="reads packed codes", prepare=reference.KERNEL.prepare,
+    run=run_twice,
     forms=frozenset({"affine"}), devices=frozenset({"cpu"}), refuses=few_rows,
 )  # fmt: skip
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bitwright.errors import InputError
 from bitwright.formats import QuantizedTensor
+from bitwright.runtime.kernels.linear import dense
 from bitwright.runtime.module import PLAIN, Options, QuantModule
 
 
@@ -74,8 +74,7 @@ class QuantLinear(QuantModule):
         quantizer = self.quantizer()
         if self.weight_meta is None:
             weight = self.weight.T if self.transposed else self.weight
-            x = x if quantizer is None else quantizer(x)
-            return functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+            return dense.run(x, weight.to(x.dtype), self.bias, quantizer)
         rows = x.numel() // self.shape[1]
         choice, prepared = self.kernel_for(x, x.dtype, rows)
         y: Tensor = choice.kernel.run(x, prepared, self.bias, quantizer)

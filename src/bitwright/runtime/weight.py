@@ -37,6 +37,11 @@ class PackedWeight:
         """Return the weight ``[out, in]``, made new at every call."""
         return self.unpack().dequantize(dtype)
 
+    def packed(self, dtype: torch.dtype) -> PackedWeight:
+        """Itself: what a kernel prepares that reads the packed tensors at every call."""
+        del dtype
+        return self
+
     def bytes(self) -> int:
         """Bytes that the packed tensors take."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitwright.runtime.activation import ActivationQuantizer
@@ -10,11 +9,6 @@ from bitwright.runtime.dispatch import Kernel
 from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.linear.dense import refuses
 from bitwright.runtime.weight import PackedWeight
-
-
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """Dequantize once."""
-    return weight.dequantize(dtype)
 
 
 def run(
@@ -29,7 +23,7 @@ KERNEL = Kernel(
     op="conv2d",
     priority=100,
     why="the weight was dequantized once and kept (cache_weights)",
-    prepare=prepare,
+    prepare=PackedWeight.dequantize,
     run=run,
     refuses=refuses,
 )

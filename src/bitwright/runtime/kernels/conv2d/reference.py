@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Kernel
 from bitwright.runtime.geometry import ConvGeometry
+from bitwright.runtime.kernels.conv2d import dense
 from bitwright.runtime.weight import PackedWeight
-
-
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> PackedWeight:
-    """Keep the weight packed."""
-    del dtype
-    return weight
 
 
 def run(
@@ -25,7 +19,7 @@ def run(
     geometry: ConvGeometry,
 ) -> Tensor:
     """Convolve ``x[batch, channels, height, width]`` with the weight ``[out, in / groups * kh * kw]``."""
-    return geometry.convolve(geometry.quantized(x, quantizer), prepared.dequantize(x.dtype), bias)
+    return dense.run(x, prepared.dequantize(x.dtype), bias, quantizer, geometry)
 
 
 KERNEL = Kernel(
@@ -33,6 +27,6 @@ KERNEL = Kernel(
     op="conv2d",
     priority=0,
     why="serves every form, dtype and device; dequantizes the weight at every call",
-    prepare=prepare,
+    prepare=PackedWeight.packed,
     run=run,
 )

@@ -11,11 +11,6 @@ from bitwright.runtime.kernels.linear.dense import refuses
 from bitwright.runtime.weight import PackedWeight
 
 
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """Dequantize once."""
-    return weight.dequantize(dtype)
-
-
 def run(ids: Tensor, prepared: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the rows ``[*ids.shape, dim]`` in ``dtype``."""
     return functional.embedding(ids, prepared).to(dtype)
@@ -26,7 +21,7 @@ KERNEL = Kernel(
     op="embedding",
     priority=100,
     why="the table was dequantized once and kept (cache_weights)",
-    prepare=prepare,
+    prepare=PackedWeight.dequantize,
     run=run,
     refuses=refuses,
 )

@@ -11,12 +11,6 @@ from bitwright.runtime.rows import dequantize_rows
 from bitwright.runtime.weight import PackedWeight
 
 
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> PackedWeight:
-    """Keep the table packed."""
-    del dtype
-    return weight
-
-
 def run(ids: Tensor, prepared: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Return the rows ``[*ids.shape, dim]`` in ``dtype``."""
     wanted, place = torch.unique(ids, return_inverse=True)
@@ -29,6 +23,6 @@ KERNEL = Kernel(
     op="embedding",
     priority=0,
     why="serves every form; dequantizes the rows of this call",
-    prepare=prepare,
+    prepare=PackedWeight.packed,
     run=run,
 )

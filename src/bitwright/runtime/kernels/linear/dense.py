@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,11 +17,6 @@ def refuses(request: Request) -> str | None:
     return serve_floats(request)
 
 
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """Dequantize once."""
-    return weight.dequantize(dtype)
-
-
 def run(x: Tensor, prepared: Tensor, bias: Tensor | None, quantizer: ActivationQuantizer | None) -> Tensor:
     """Return ``quantizer(x)[..., in] @ weight.T + bias`` in the dtype of x."""
     x = x if quantizer is None else quantizer(x)
@@ -34,7 +28,7 @@ KERNEL = Kernel(
     op="linear",
     priority=100,
     why="the weight was dequantized once and kept (cache_weights)",
-    prepare=prepare,
+    prepare=PackedWeight.dequantize,
     run=run,
     refuses=refuses,
 )

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Kernel
+from bitwright.runtime.kernels.linear import dense
 from bitwright.runtime.weight import PackedWeight
-
-
-def prepare(weight: PackedWeight, dtype: torch.dtype) -> PackedWeight:
-    """Keep the weight packed."""
-    del dtype
-    return weight
 
 
 def run(x: Tensor, prepared: PackedWeight, bias: Tensor | None, quantizer: ActivationQuantizer | None) -> Tensor:
     """Return ``quantizer(x)[..., in] @ weight.T + bias`` in the dtype of x."""
-    x = x if quantizer is None else quantizer(x)
-    return functional.linear(x, prepared.dequantize(x.dtype), None if bias is None else bias.to(x.dtype))
+    return dense.run(x, prepared.dequantize(x.dtype), bias, quantizer)
 
 
 KERNEL = Kernel(
@@ -28,6 +20,6 @@ KERNEL = Kernel(
     op="linear",
     priority=0,
     why="serves every form, dtype and device; dequantizes the weight at every call",
-    prepare=prepare,
+    prepare=PackedWeight.packed,
     run=run,
 )
