@@ -1,6 +1,6 @@
 """Options that mean the same in every command, so that they look and behave the same.
 
-Use them as annotations: ``def command(model: Model, json: Json = False, seed: Seed = 0) -> None``.
+Use them as annotations: ``def command(model: FloatModel, json: Json = False, seed: Seed = 0) -> None``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,17 @@ Engine = Annotated[
 ]
 Parallel = Annotated[int, typer.Option("--parallel", help="Devices that the engine cuts every layer for, 1 to 8.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result; a name is made up if not given.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value: a parameter, or a slot from another recipe.")
+]
+Data = Annotated[str, typer.Option("--data", help="Calibration text, jsonl, token ids, or `zoo`.")]
+Sequences = Annotated[
+    int, typer.Option("--sequences", help="Calibration sequences (images); the recipe's own if 0.", min=0)
+]
+Length = Annotated[int, typer.Option("--length", help="Tokens per sequence; the recipe's own if 0.", min=0)]
+FloatModel = Annotated[str, typer.Argument(help="Folder of a float model, or `zoo`, `zoo:digits`.")]
+OneRecipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe; `bitwright recipes` lists them.")]
+Weights = Annotated[str, typer.Option("--weights", "-w", help="Weight format, e.g. 'int4 g128 asym'.")]
 Assets = Annotated[
     Path | None,
     typer.Option("--assets", help="Folder of real models and data to measure on; what it lacks is skipped."),

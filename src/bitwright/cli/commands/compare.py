@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Json, Seed, Threads, use_threads
+from bitwright.cli.options import Data, FloatModel, Json, Length, Seed, Sequences, Threads, use_threads
 from bitwright.cli.output import Output
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder of a float model, or `zoo`, `zoo:digits`.")],
+    model: FloatModel,
     recipes: Annotated[str, typer.Option("--recipes", "-r", help="Recipes, joined by commas.")] = "rtn,gptq",
     weights: Annotated[str, typer.Option("--weights", "-w", help="Weight formats, joined by commas.")] = "",
-    data: Annotated[str, typer.Option("--data", help="Calibration data, as for quantize.")] = "",
-    sequences: Annotated[int, typer.Option(help="Calibration sequences; the recipe's own if 0.", min=0)] = 0,
-    length: Annotated[int, typer.Option(help="Tokens per sequence; the recipe's own if 0.", min=0)] = 0,
+    data: Data = "",
+    sequences: Sequences = 0,
+    length: Length = 0,
     on: Annotated[str, typer.Option("--on", help="Evaluation text or ids, as for eval --data.")] = "",
     count: Annotated[int, typer.Option("--count", help="Evaluation sequences or images; all if 0.", min=0)] = 0,
     report: Annotated[Path | None, typer.Option("--report", help="Write a page with table and Pareto plot.")] = None,

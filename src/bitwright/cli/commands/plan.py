@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from bitwright.cli.options import Engine, Json, Parallel, Seed, Threads, use_threads
+from bitwright.cli.options import (
+    Data,
+    Engine,
+    FloatModel,
+    Json,
+    OneRecipe,
+    Parallel,
+    Seed,
+    Sequences,
+    Settings,
+    Threads,
+    Weights,
+    use_threads,
+)
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder of a float model, or `zoo`, `zoo:digits`.")],
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe.")] = "gptq",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for quantize.")] = None,
-    weights: Annotated[str, typer.Option("--weights", "-w", help="Weight format.")] = "",
-    data: Annotated[str, typer.Option("--data", help="Calibration data.")] = "",
-    sequences: Annotated[int, typer.Option(help="Calibration sequences.", min=0)] = 0,
+    model: FloatModel,
+    recipe: OneRecipe = "gptq",
+    settings: Settings = None,
+    weights: Weights = "",
+    data: Data = "",
+    sequences: Sequences = 0,
     engine: Engine = "",
     parallel: Parallel = 1,
     seed: Seed = 0,

@@ -6,21 +6,36 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Engine, Json, NoVerify, Out, Parallel, Seed, Strict, Threads, use_threads
+from bitwright.cli.options import (
+    Data,
+    Engine,
+    FloatModel,
+    Json,
+    Length,
+    NoVerify,
+    OneRecipe,
+    Out,
+    Parallel,
+    Seed,
+    Sequences,
+    Settings,
+    Strict,
+    Threads,
+    Weights,
+    use_threads,
+)
 from bitwright.cli.output import Output
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder with config.json and safetensors, or `zoo`, `zoo:digits`.")],
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe; `bitwright recipes` lists them.")] = "gptq",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value: a parameter, or a slot from another recipe.")
-    ] = None,
-    weights: Annotated[str, typer.Option("--weights", "-w", help="Weight format, e.g. 'int4 g128 asym'.")] = "",
+    model: FloatModel,
+    recipe: OneRecipe = "gptq",
+    settings: Settings = None,
+    weights: Weights = "",
     bits: Annotated[int, typer.Option("--bits", help="Short for --weights 'intN g128 asym'.", min=0, max=8)] = 0,
-    data: Annotated[str, typer.Option("--data", help="Calibration text, jsonl, token ids, or `zoo`.")] = "",
-    sequences: Annotated[int, typer.Option(help="Calibration sequences (images); the recipe's own if 0.", min=0)] = 0,
-    length: Annotated[int, typer.Option(help="Tokens per sequence; the recipe's own if 0.", min=0)] = 0,
+    data: Data = "",
+    sequences: Sequences = 0,
+    length: Length = 0,
     out: Out = None,
     engine: Engine = "",
     parallel: Parallel = 1,
