@@ -19,7 +19,26 @@ class SecondMoment:
     count: int
 
 
-class HessianCollector:
+class _Products:
+    """A running sum of outer products ``[in, in]`` over tokens: in fp64 for at most ``WIDE`` channels, else in fp32."""
+
+    WIDE = 2048
+
+    def __init__(self, dim: int) -> None:
+        self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= self.WIDE else torch.float32)
+        self.count = 0
+
+    def merge(self, other: Self) -> None:
+        """Combine; equal to one pass up to rounding of the sum."""
+        self.total += other.total
+        self.count += other.count
+
+    def mean(self) -> Tensor:
+        """Return the mean over tokens in fp32; zeros where none was seen."""
+        return (self.total / max(self.count, 1)).float()
+
+
+class HessianCollector(_Products):
     """Accumulates ``X^T X`` in fp32 per batch and fp64 across batches where the size allows it.
 
     The running sum is kept in fp64 for at most 2048 channels (it is small then) and in fp32 beyond; one batch is one
@@ -27,12 +46,7 @@ class HessianCollector:
     and above the diagonal are computed: a symmetric product costs little more than half of a general one.
     """
 
-    WIDE = 2048
     STRIPS = 8
-
-    def __init__(self, dim: int) -> None:
-        self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= self.WIDE else torch.float32)
-        self.count = 0
 
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]``."""
@@ -51,14 +65,9 @@ class HessianCollector:
         step = max(256, -(-dim // self.STRIPS))
         return [(start, min(start + step, dim)) for start in range(0, dim, step)]
 
-    def merge(self, other: Self) -> None:
-        """Combine; equal to one pass up to rounding of the sum."""
-        self.total += other.total
-        self.count += other.count
-
     def result(self) -> SecondMoment:
         """Return the mean second moment (the Hessian of the layer's squared output error is twice this)."""
-        mean = (self.total / max(self.count, 1)).float()
+        mean = self.mean()
         for start, stop in self._strips():
             mean[stop:, start:stop] = mean[start:stop, stop:].t()
         return SecondMoment(mean, self.count)
@@ -81,12 +90,8 @@ class Hessian:
         return (12 if dim <= HessianCollector.WIDE else 4) * dim * dim
 
 
-class CrossHessianCollector:
+class CrossHessianCollector(_Products):
     """Accumulates ``(X_float - X)^T X`` for the same tokens of both streams, in the precision of the Hessian's sum."""
-
-    def __init__(self, dim: int) -> None:
-        self.total = torch.zeros(dim, dim, dtype=torch.float64 if dim <= HessianCollector.WIDE else torch.float32)
-        self.count = 0
 
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]`` of the quantized stream and ``twin[tokens, in]`` of the float model.
@@ -100,14 +105,9 @@ class CrossHessianCollector:
         self.total += (twin.float() - x).t() @ x
         self.count += x.shape[0]
 
-    def merge(self, other: Self) -> None:
-        """Combine; equal to one pass up to rounding of the sum."""
-        self.total += other.total
-        self.count += other.count
-
     def result(self) -> SecondMoment:
         """Return ``E[(x_float - x) x^T]``."""
-        return SecondMoment((self.total / max(self.count, 1)).float(), self.count)
+        return SecondMoment(self.mean(), self.count)
 
 
 @dataclass(frozen=True)
