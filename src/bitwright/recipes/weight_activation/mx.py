@@ -28,7 +28,8 @@ from bitwright.stages.site import rule
         ),
         note="The bars of 1 % for MXFP8 and MXFP6 come from models that are thousands of times larger. E4M3 and E2M3 "
         "both keep three mantissa bits, so their direct cast costs the same here, 1.5 % of perplexity, on a model of "
-        "0.26 M parameters whose layers sum over 64 or 172 products only; MiniLM, of 22.7 M, keeps them. Casts are bit-exact against ml_dtypes.",
+        "0.26 M parameters whose layers sum over 64 or 172 products only; MiniLM, of 22.7 M, keeps to them. Casts are "
+        "bit-exact against ml_dtypes.",
     ),
 )
 def mx(weights: Format = parse("mxfp8_e4m3"), activations: str = "same", select: str = "linear,conv") -> Recipe:
