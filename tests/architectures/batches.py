@@ -1,9 +1,15 @@
-"""Small random batches that a model may accept, in the order in which they are worth a try."""
+"""Small random batches that a model may accept, in the order in which they are worth a try.
+
+What a model reads follows from the names of its forward's arguments and from sizes in its config; how many places an
+image takes among the tokens is tried.
+"""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,32 +17,140 @@ from torch import Tensor, nn
 
 Batch = dict[str, Any]
 ROWS, TOKENS = 2, 12
+MAX_PLACES = 600
 
 
-def batches(module: nn.Module, tokens: int = TOKENS, seed: int = 0) -> Iterator[Batch]:
-    """Candidates, the plainest first: token ids, then with a decoder's ids, then what the main input's name says."""
-    names = set(inspect.signature(module.forward).parameters)
-    config: Any = module.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = int(getattr(text, "vocab_size", 0) or 0)
-    generator = torch.Generator().manual_seed(seed)
+@dataclass
+class Trials:
+    """Batches for one module; ``said`` is told why one failed, which may suggest the next."""
 
-    def ids() -> Tensor:
-        return torch.randint(3, max(4, min(vocabulary, 100)), (ROWS, tokens), generator=generator)
+    module: nn.Module
+    seed: int = 0
+    tokens: int = TOKENS
+    _wanted: list[int] = field(default_factory=list)
 
-    main = str(getattr(module, "main_input_name", "input_ids"))
-    if vocabulary and "input_ids" in names:
-        batch: Batch = {"input_ids": ids()}
-        if "decoder_input_ids" in names:
-            yield {**batch, "decoder_input_ids": ids()}
+    def __post_init__(self) -> None:
+        self.names = set(inspect.signature(self.module.forward).parameters)
+        self.config: Any = self.module.config
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.main = str(getattr(self.module, "main_input_name", "input_ids"))
+
+    def said(self, message: str) -> None:
+        """Take the number of places that an image needs from a refusal."""
+        found = re.search(r"tokens:? (\d+),? ?(?:vs |and )?(?:image )?features:? (\d+)", message)
+        if found is not None:
+            self._wanted.append(int(found[2]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if "pixel_values" in self.names and self.main == "input_ids" and self._token("image") is not None:
+            yield from self._images_and_text()
+        if "input_ids" in self.names and self._vocabulary():
+            yield from self._text()
+        if "pixel_values" in self.names and self.main != "input_ids":
+            yield from self._with_decoder({"pixel_values": image} for image in self._images())
+        for name in ("input_features", "input_values"):
+            if name in self.names and self.main in (name, "input_ids"):
+                yield from self._with_decoder({name: sound} for sound in self._sounds(name))
+
+    def _text(self) -> Iterator[Batch]:
+        batch: Batch = {"input_ids": self._ids()}
+        if "decoder_input_ids" in self.names:
+            yield {**batch, "decoder_input_ids": self._ids()}
         yield batch
-        if "attention_mask" in names:
-            yield {**batch, "attention_mask": torch.ones(ROWS, tokens, dtype=torch.long)}
-    elif main == "pixel_values":
-        yield {main: _pixels(config, generator)}
+        if "attention_mask" in self.names:
+            yield {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
+    def _with_decoder(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if "decoder_input_ids" in self.names and self._vocabulary():
+                yield {**batch, "decoder_input_ids": self._ids()}
+            else:
+                yield batch
 
-def _pixels(config: Any, generator: torch.Generator) -> Tensor:
-    size, channels = getattr(config, "image_size", 32), getattr(config, "num_channels", 3)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return torch.randn(ROWS, int(channels), int(height), int(width), generator=generator)
+    def _images_and_text(self) -> Iterator[Batch]:
+        token = self._token("image")
+        assert token is not None
+        for extra in self._image_arguments():
+            self._wanted = [4]
+            tried: set[int] = set()
+            while self._wanted and len(tried) < 3:
+                count = self._wanted.pop()
+                if count in tried or count > MAX_PLACES:
+                    continue
+                tried.add(count)
+                # A refusal counts all images of the batch together; each row holds one.
+                places = max(1, count // ROWS) if tried != {4} else count
+                ids = torch.cat([self._ids(2), torch.full((ROWS, places), token), self._ids(6)], 1)
+                batch = {"input_ids": ids, **extra}
+                if "mm_token_type_ids" in self.names:
+                    batch["mm_token_type_ids"] = (ids == token).long()
+                if "token_type_ids" in self.names:
+                    batch["token_type_ids"] = (ids == token).long()
+                yield batch
+
+    def _image_arguments(self) -> Iterator[Batch]:
+        vision = self._part("vision_config")
+        if "image_grid_thw" in self.names:
+            size = int(getattr(vision, "patch_size", 8))
+            width = self._channels(vision) * int(getattr(vision, "temporal_patch_size", 1)) * size * size
+            grid = torch.tensor([[1, 4, 4]] * ROWS)
+            yield {"pixel_values": self._random(ROWS * 16, width), "image_grid_thw": grid}
+            return
+        sizes = {"image_sizes": torch.tensor([[self._side(vision)] * 2] * ROWS)} if "image_sizes" in self.names else {}
+        for image in self._images():
+            yield {"pixel_values": image, **sizes}
+
+    def _images(self) -> Iterator[Tensor]:
+        part = self._part("vision_config")
+        channels = self._channels(part)
+        for side in dict.fromkeys((self._side(part), 32, 64, 224)):
+            yield self._random(ROWS, channels, side, side)
+            yield self._random(ROWS, 1, channels, side, side)
+        frames = int(getattr(self.config, "num_frames", 2) or 2)
+        yield self._random(ROWS, frames, channels, self._side(part), self._side(part))
+
+    def _sounds(self, name: str) -> Iterator[Tensor]:
+        part = self._part("audio_config", "encoder_config", "encoder")
+        named = ("num_mel_bins", "input_feat_per_channel", "feature_size", "n_mels", "input_channels", "mel_bins")
+        bins = next((v for key in named if isinstance(v := getattr(part, key, None), int)), 80)
+        length = int(getattr(part, "max_source_positions", 0) or 0)
+        frames = 2 * length if 0 < length <= 256 else 64
+        if name == "input_values":
+            yield self._random(ROWS, 2000)
+            yield self._random(ROWS, 1, 2000)
+            frames = int(getattr(self.config, "max_length", frames) or frames)
+        yield self._random(ROWS, bins, frames)
+        yield self._random(ROWS, frames, bins)
+
+    def _ids(self, tokens: int = 0) -> Tensor:
+        most = max(4, min(self._vocabulary(), 100))
+        return torch.randint(3, most, (ROWS, tokens or self.tokens), generator=self.generator)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def _part(self, *names: str) -> Any:
+        return next((part for n in names if (part := getattr(self.config, n, None)) is not None), self.config)
+
+    def _side(self, part: Any) -> int:
+        size = getattr(part, "image_size", None) or getattr(self.config, "image_size", None) or 32
+        return int(size[0] if isinstance(size, list | tuple) else size)
+
+    def _channels(self, part: Any) -> int:
+        for name in ("num_channels", "in_channels", "in_chans"):
+            if isinstance(value := getattr(part, name, None), int):
+                return value
+        return 3
+
+    def _token(self, kind: str) -> int | None:
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            if isinstance(value := getattr(self.config, name, None), int):
+                return value
+        return None
+
+    def _vocabulary(self) -> int:
+        parts = [getattr(self.config, name, None) for name in ("text_config", "decoder", "decoder_config")]
+        for part in (self.config, *parts):
+            if isinstance(value := getattr(part, "vocab_size", None), int):
+                return value
+        return 0

@@ -15,7 +15,7 @@ from torch import nn
 
 from bitwright.models.calling import call_module
 from bitwright.models.record import flat_tensors
-from tests.architectures.batches import Batch, batches
+from tests.architectures.batches import Batch, Trials
 from tests.architectures.mappings import Entry
 from tests.architectures.shrinking import STRATEGIES, Strategy, tiny_config
 
@@ -56,12 +56,14 @@ def build(entry: Entry, seed: int = 0) -> Built:
                 fixed[demanded[1]] = int(demanded[2])
             reasons.append(_said("building", error))
             continue
-        for batch in batches(module, seed=seed):
+        trials = Trials(module, seed)
+        for batch in trials:
             try:
                 with quiet(), torch.no_grad():
                     output = call_module(module, batch)
             except Exception as error:
                 reasons.append(_said("running", error))
+                trials.said(str(error))
                 continue
             if all(bool(torch.isfinite(t).all()) for t in flat_tensors(output) if t.is_floating_point()):
                 return Built(module, batch, strategy)

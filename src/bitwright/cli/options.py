@@ -23,6 +23,10 @@ Engine = Annotated[
     str, typer.Option("--for", help="Engine that has to serve it: vllm, llama.cpp, transformers or onnxruntime.")
 ]
 Parallel = Annotated[int, typer.Option("--parallel", help="Devices that the engine cuts every layer for, 1 to 8.")]
+RuleFile = Annotated[
+    Path | None,
+    typer.Option("--rules", help='Rule file (TOML or JSON lines like "layers.*" = "block"); overrides discovery.'),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result; a name is made up if not given.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value: a parameter, or a slot from another recipe.")

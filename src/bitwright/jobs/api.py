@@ -15,6 +15,7 @@ from bitwright.jobs.plan import Plan
 from bitwright.jobs.plan import plan as plan_job
 from bitwright.jobs.request import Request, build_recipe, calibration_data, model_source, recipe_reads_data
 from bitwright.jobs.run import JobResult, run
+from bitwright.models.rules import parse_rules
 from bitwright.recipes import Recipe
 from bitwright.runtime.load import load as load_native
 
@@ -32,7 +33,7 @@ class PlannedJob:
         Raises:
             InputError: for wrong input; CheckError: if the result does not verify.
         """
-        return FinishedJob(run(dataclasses.replace(self.job, out=Path(out))), Path(out))
+        return FinishedJob(run(dataclasses.replace(self.job, out=Path(out), fresh_process=True)), Path(out))
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,19 @@ def quantize(
     weights: str = "",
     settings: Mapping[str, str] | None = None,
     seed: int = 0,
+    rules: Mapping[str, str | list[str]] | None = None,
 ) -> JobResult:
     """Quantize a module in place.
 
     ``batches`` are dicts of the forward's arguments; at least one is needed to see how the module runs. The result
-    holds bits, errors and events; the module's layers are quantized ones afterwards.
+    holds bits, errors and events; the module's layers are quantized ones afterwards. ``rules`` are lines of a rule file
+    (:mod:`bitwright.models.rules`): patterns and what the modules are.
 
     Raises:
         InputError: if the recipe reads data and none were given.
     """
     built = recipe if isinstance(recipe, Recipe) else build_recipe(recipe, tuple((settings or {}).items()), weights)
-    return run(Job(module, built, _as_batches(module, batches), seed=seed))
+    return run(Job(module, built, _as_batches(module, batches), seed=seed, rules=parse_rules(rules or {})))
 
 
 def _as_batches(module: nn.Module, batches: Any) -> Calibration:

@@ -41,6 +41,8 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         taken = select(recipe.activations, target) if site.kind != "embedding" else None
         if taken is not None and taken.range is None and taken.format.time == "static":
             taken = replace(taken, range=InputMinMax())  # the default range of a tensor that is not held
+        if site.role == "float":
+            weight = taken = None
         reason = "" if weight is not None else _reason(recipe.weights, site)
         if (weight is not None or taken is not None) and not site.whole:
             weight = taken = None
@@ -77,6 +79,8 @@ def coded_ties(choices: Mapping[str, Choice], structure: Structure) -> tuple[str
 
 
 def _reason(rules: Iterable[Rule], site: WeightSite) -> str:
+    if site.role == "float":
+        return "the rule file keeps it float"
     target = Target(site.path, site.kind, site.role)
     matching = [r.select for r in rules if r.matches(target)]
     if site.role == "router" and not matching:

@@ -14,6 +14,7 @@ from bitwright.jobs.opened_model import open_runnable
 from bitwright.jobs.request import model_source
 from bitwright.models import Checkpoint, discover, open_model
 from bitwright.models.experts import open_experts
+from bitwright.models.rules import NO_RULES, read_rules
 from bitwright.runtime import QuantModule, describe
 
 
@@ -52,18 +53,19 @@ def inspect_model(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def inspect_structure(name: str) -> dict[str, Any]:
-    """What discovery finds, as JSON values.
+def inspect_structure(name: str, rules: str = "") -> dict[str, Any]:
+    """What discovery finds, as JSON values; ``rules`` is the path of a rule file.
 
     Raises:
         InputError: for a quantized folder (its float model was discovered when it was made).
     """
     source = model_source(name)
+    said = read_rules(rules) if rules else NO_RULES
     if isinstance(source, nn.Module):
         example = next(iter(zoo_digits("test").first(2).for_module(source).batches(2)))
-        return asdict(discover(open_model(source), example))
+        return asdict(discover(open_model(source), example, rules=said))
     if "quantization_config" in Checkpoint.open(Path(source)).config:
         raise InputError(f"{name} is quantized; inspect the structure of the float model it was made from")
     model = open_model(source, stream=True)
     open_experts(model)
-    return asdict(discover(model))
+    return asdict(discover(model, rules=said))

@@ -18,6 +18,7 @@ from bitwright.jobs.untie import untie
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import example_inputs
 from bitwright.models.experts import open_experts, open_stacks
+from bitwright.models.rules import NO_RULES, Rules
 from bitwright.recipes import Recipe
 
 Calibration = TokenData | ImageData | Sequence[Batch] | None
@@ -33,6 +34,7 @@ class Job:
         out: output folder; ``None`` keeps the result in memory.
         max_memory: cap of anonymous memory above the start, bytes; ``None`` for no cap.
         batch_size: sequences (images) per forward pass.
+        rules: what the user says about the model's structure.
         verify: carry a probe through the job and compare it with the model that is read back from disk.
         engine: the program that has to serve the result (``--for``); an illegal plan is refused. Empty: none.
         parallel: how many devices it cuts every layer for.
@@ -48,6 +50,7 @@ class Job:
     strict: bool = False
     max_memory: int | None = None
     batch_size: int = 8
+    rules: Rules = NO_RULES
     verify: bool = True
     engine: str = ""
     parallel: int = 1
@@ -95,7 +98,7 @@ def open_job(job: Job) -> Opened:
     example = one_row(batches[0]) if batches else None
     experts = open_experts(model, example)
     # Proofs run the model; a recipe that moves nothing between layers needs blocks and sites only.
-    structure = discover(model, example, proofs=bool(job.recipe.transforms))
+    structure = discover(model, example, bool(job.recipe.transforms), job.rules)
     choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
         held = "".join(f" ({path} is {c.reason}: select both)" for path, c in choices.items() if c.held_back)

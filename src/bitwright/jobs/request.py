@@ -18,6 +18,7 @@ from bitwright.events import Events
 from bitwright.formats import parse
 from bitwright.jobs.opening import Calibration, Job
 from bitwright.models import Checkpoint
+from bitwright.models.rules import NO_RULES, read_rules
 from bitwright.recipes import Recipe, load_recipe, recipe_info
 from bitwright.recipes.registry import combine, with_weight_format
 from bitwright.zoo import lm_path, load_digits_model
@@ -33,7 +34,7 @@ class Request:
     ``model`` is a folder or one of the embedded models (``zoo``, ``zoo:digits``). ``settings`` are ``key=value`` pairs:
     parameters of the recipe, or slots that take another recipe's stages. ``data`` is a text file, a jsonl file, stored
     token ids, ``zoo`` (text of the installed Python packages) or ``none``; by default ``zoo`` where the recipe reads
-    activations.
+    activations. ``rules`` is the path of a rule file (:mod:`bitwright.models.rules`).
     """
 
     model: str
@@ -48,6 +49,7 @@ class Request:
     max_memory: int = 0
     strict: bool = False
     batch_size: int = 8
+    rules: str = ""
     engine: str = ""
     parallel: int = 1
 
@@ -181,6 +183,7 @@ def build_job(request: Request, reads_data: bool | None = None) -> Job:
         strict=request.strict,
         max_memory=request.max_memory or None,
         batch_size=request.batch_size,
+        rules=read_rules(request.rules) if request.rules else NO_RULES,
         engine=request.engine,
         parallel=request.parallel,
         request=request.to_json(),

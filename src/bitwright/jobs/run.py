@@ -97,6 +97,7 @@ def identity(job: Job, opened: Opened) -> dict[str, Any]:
         "data": data_digest(job),
         "seed": job.seed,
         "batch_size": job.batch_size,
+        "rules": [[pattern, list(words)] for pattern, words in job.rules.lines],
         "version": __version__,
     }
 

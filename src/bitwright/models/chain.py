@@ -10,6 +10,7 @@ all weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -40,9 +41,12 @@ class _Candidate:
     foreign: frozenset[int]
 
 
-def find_chains(module: nn.Module, run: Run) -> list[Chain]:
-    """Chains of blocks of a recorded run, best first; empty where no module can be cut out."""
-    candidates = _candidates(module, run)
+def find_chains(module: nn.Module, run: Run, excluded: Collection[str] = ()) -> list[Chain]:
+    """Chains of blocks of a recorded run, best first; empty where no module can be cut out.
+
+    Modules whose paths are ``excluded`` are no blocks.
+    """
+    candidates = [item for item in _candidates(module, run) if item.call.path not in excluded]
     by_entry: dict[int, list[_Candidate]] = {}
     for candidate in candidates:
         by_entry.setdefault(candidate.entry, []).append(candidate)

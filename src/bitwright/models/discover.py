@@ -26,6 +26,7 @@ from bitwright.models.record import Run, record_run
 from bitwright.models.residual import NotOffered, propose_stream
 from bitwright.models.rotation import RotationProof
 from bitwright.models.routing import complete_experts, mark_experts
+from bitwright.models.rules import NO_RULES, Rules, excluded, named_chain, ruled_sites
 from bitwright.models.sites import find_uses, mark_head, sites_of
 from bitwright.models.stream import BlockStream, logits_of
 from bitwright.models.structure import Pair, ResidualStream, Structure, WeightSite
@@ -37,7 +38,7 @@ MAX_CHAINS = 4
 REPLAY_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, InputError)
 
 
-def discover(model: Model, example: Any = None, proofs: bool = True) -> Structure:
+def discover(model: Model, example: Any = None, proofs: bool = True, rules: Rules = NO_RULES) -> Structure:
     """Everything Bitwright needs to know of a model, from one recorded run on ``example`` and proofs per block.
 
     Args:
@@ -46,18 +47,20 @@ def discover(model: Model, example: Any = None, proofs: bool = True) -> Structur
             config where None.
         proofs: without them only blocks, sites and ties are found, from a run of shapes that reads no weight; that is
             enough for recipes that change nothing but the weights one by one.
+        rules: what the user says; it goes before what is found.
 
     Raises:
-        InputError: when no example is given and none can be made.
+        InputError: when no example is given and none can be made, or a rule does not hold.
     """
+    rules.check(model.module)
     example = example_inputs(model.module) if example is None else shrunk(example)
     example = on_device_of(model.module, example)
     outline = None if proofs else record_shapes(model, example)
     if outline is not None:
-        return _accounted(model, outline, _outlined(model, outline))
+        return _accounted(model, outline, _outlined(model, outline, rules), rules)
     run = record_run(model, example)
     dropped: list[str] = []
-    for chain in [*find_chains(model.module, run)[:MAX_CHAINS], Chain(())]:
+    for chain in _chains(model, run, rules):
         try:
             found = _with_chain(model, run, chain, example)
         except REPLAY_FAILURES as error:
@@ -68,14 +71,23 @@ def discover(model: Model, example: Any = None, proofs: bool = True) -> Structur
             if found.chain_error <= CHAIN_TOLERANCE:
                 break
             why = f"run block by block the output moves by {found.chain_error:.1e}: layers behind it read more"
+        if rules.name_blocks:
+            raise InputError(f"the blocks {chain.paths[0]} .. {chain.paths[-1]} of the rules do not hold: {why}")
         dropped.append(f"the chain {chain.paths[0]} .. {chain.paths[-1]} was dropped, {why}")
-    return _accounted(model, run, replace(found, reasons=condensed([*dropped, *found.reasons])))
+    return _accounted(model, run, replace(found, reasons=condensed([*dropped, *found.reasons])), rules)
 
 
-def _outlined(model: Model, run: Run) -> Structure:
+def _chains(model: Model, run: Run, rules: Rules) -> list[Chain]:
+    """Chains worth a try, the best first; what the rules name is the only one."""
+    named = named_chain(rules, model.module, run)
+    if named is not None:
+        return [named]
+    return [*find_chains(model.module, run, excluded(rules, model.module))[:MAX_CHAINS], Chain(())]
+
+
+def _outlined(model: Model, run: Run, rules: Rules) -> Structure:
     """What a run of shapes tells."""
-    chains = find_chains(model.module, run)
-    calls = chains[0].calls if chains else ()
+    calls = _chains(model, run, rules)[0].calls
     paths = tuple(call.path for call in calls)
     uses = mark_head(run, find_uses(model, run, paths), calls[-1] if calls else None)
     uses = mark_experts(model.module, run, uses)
@@ -87,14 +99,15 @@ def _outlined(model: Model, run: Run) -> Structure:
     )
 
 
-def _accounted(model: Model, run: Run, found: Structure) -> Structure:
+def _accounted(model: Model, run: Run, found: Structure, rules: Rules) -> Structure:
     """Add the sites that the run did not reach, the ties, and what no site covers."""
     sites = list(found.sites)
     reasoned = exceptions(run, _uncovered(model.module, sites))
     sites += unseen_sites(model, sites, found.blocks, dict(reasoned))
-    rest = _uncovered(model.module, sites)
+    found = ruled_sites(rules, model, replace(found, sites=tuple(sites)))
+    rest = _uncovered(model.module, list(found.sites))
     return replace(
-        complete_experts(model.module, replace(found, sites=tuple(sites))),
+        complete_experts(model.module, found),
         ties=find_ties(model.module),
         exceptions=reasoned,
         unaccounted=tuple(name for name in rest if name not in dict(reasoned)),

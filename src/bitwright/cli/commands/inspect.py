@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections import Counter
+from typing import Annotated, Any
 
 import typer
 
-from bitwright.cli.options import Json
+from bitwright.cli.options import Json, RuleFile
 from bitwright.cli.output import Output
 
 
@@ -15,6 +16,7 @@ def command(
     structure: Annotated[
         bool, typer.Option("--structure", help="Blocks, pairs and residual stream of a float model.")
     ] = False,
+    rules: RuleFile = None,
     json: Json = False,
 ) -> None:
     """Show the tensors of a checkpoint, the kernels that serve them, or the structure of a model."""
@@ -22,19 +24,9 @@ def command(
 
     with Output(json) as out:
         if structure:
-            found = inspect_structure(model)
+            found = inspect_structure(model, str(rules) if rules else "")
             out.result(found)
-            out.show(f"{len(found['blocks'])} blocks: {', '.join(found['blocks'][:4])} ...")
-            out.table(
-                ["weight", "kind", "role", "shape", "reads"],
-                [(s["path"], s["kind"], s["role"], s["shape"], s["shared_input"]) for s in found["sites"]],
-            )
-            out.table(
-                ["pair", "source", "sinks", "error"],
-                [(p["kind"], p["source"], ", ".join(p["sinks"]), p["error"]) for p in found["pairs"]],
-            )
-            for reason in found["reasons"]:
-                out.show(f"not offered: {reason}")
+            _show_structure(out, found)
             return
         found = inspect_model(model)
         out.result(found)
@@ -42,3 +34,50 @@ def command(
         if rows:
             out.table(["module", "weight", "input", "bits", "kernel"], rows, title=f"{model}: {found['recipe']}")
         out.show(f"{found['tensors']} tensors, {found['bytes']:,} bytes; stays float: {found['float_bytes']:,} bytes")
+
+
+def _show_structure(out: Output, found: dict[str, Any]) -> None:
+    blocks = found["blocks"]
+    out.show(f"{len(blocks)} blocks: {_ends(blocks)}" if blocks else "no chain of blocks: the model is one unit")
+    out.table(
+        ["weight", "kind", "role", "shape", "reads"],
+        [(s["path"], s["kind"], _role(s), s["shape"], s["shared_input"] if s["seen"] else "") for s in found["sites"]],
+    )
+    if found["norms"]:
+        out.table(["norm", "kind", "width"], [(n["path"], n["kind"], n["dim"]) for n in found["norms"]])
+    out.table(
+        ["pair", "source", "sinks", "error"],
+        [(p["kind"], p["source"], ", ".join(p["sinks"]), p["error"]) for p in found["pairs"]],
+    )
+    stream = found["residual"]
+    if stream is not None:
+        out.show(
+            f"residual stream of {stream['dim']} channels ({stream['norm_kind']} norms): {len(stream['writers'])} "
+            f"writers, {len(stream['readers'])} readers, head {stream['head']}; proved to {stream['error']:.0e}"
+        )
+    families = Counter(s["family"] for s in found["sites"] if s["family"])
+    for family, count in families.items():
+        out.show(f"experts: {family} ({count})")
+    for name, owner in found["ties"]:
+        out.show(f"tied: {name} is {owner}")
+    for name, why in found["exceptions"]:
+        out.show(f"no site: {name}: {why}")
+    for name in found["unaccounted"]:
+        out.show(f"not accounted for: {name} (a rule file can name its role)")
+    for reason in found["reasons"]:
+        out.show(f"not offered: {reason}")
+
+
+def _ends(paths: list[str]) -> str:
+    return ", ".join(paths) if len(paths) <= 4 else f"{paths[0]}, {paths[1]} ... {paths[-1]}"
+
+
+def _role(site: dict[str, Any]) -> str:
+    words = [site["role"]]
+    if site["block"] is not None:
+        words.append(str(site["block"]))
+    if not site["whole"]:
+        words.append("(float: its module does more)")
+    if not site["seen"]:
+        words.append("(not reached)")
+    return " ".join(words)

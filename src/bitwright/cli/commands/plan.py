@@ -9,6 +9,7 @@ from bitwright.cli.options import (
     Json,
     OneRecipe,
     Parallel,
+    RuleFile,
     Seed,
     Sequences,
     Settings,
@@ -29,6 +30,7 @@ def command(
     sequences: Sequences = 0,
     engine: Engine = "",
     parallel: Parallel = 1,
+    rules: RuleFile = None,
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = False,
@@ -40,7 +42,10 @@ def command(
     with Output(json) as out:
         use_threads(threads)
         pairs = parse_settings(settings or [])
-        request = Request(model, recipe, pairs, weights, data, sequences, seed=seed, engine=engine, parallel=parallel)
+        request = Request(
+            model, recipe, pairs, weights, data, sequences, seed=seed, engine=engine, parallel=parallel,
+            rules=str(rules) if rules else "",
+        )  # fmt: skip
         planned = plan(build_job(request))
         out.result(planned.as_json())
         rows = [

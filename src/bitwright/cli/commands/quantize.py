@@ -16,6 +16,7 @@ from bitwright.cli.options import (
     OneRecipe,
     Out,
     Parallel,
+    RuleFile,
     Seed,
     Sequences,
     Settings,
@@ -39,6 +40,7 @@ def command(
     out: Out = None,
     engine: Engine = "",
     parallel: Parallel = 1,
+    rules: RuleFile = None,
     max_memory: Annotated[str, typer.Option("--max-memory", help="Cap of added memory, e.g. 2GB.")] = "",
     seed: Seed = 0,
     threads: Threads = None,
@@ -56,7 +58,7 @@ def command(
         request = Request(
             model, recipe, parse_settings(settings or []), weights or (f"int{bits} g128 asym" if bits else ""),
             data, sequences, length, str(out) if out else "", seed, size(max_memory), strict,
-            engine=engine, parallel=parallel,
+            engine=engine, parallel=parallel, rules=str(rules) if rules else "",
         )  # fmt: skip
         if not request.out:
             import dataclasses
