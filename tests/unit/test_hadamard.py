@@ -11,6 +11,7 @@ from bitwright.stages.transforms.hadamard import (
     apply_mean_keeping,
     hadamard_block,
     hadamard_matrix,
+    is_product,
     random_signs,
 )
 from bitwright.stages.transforms.paley import prime_power
@@ -139,3 +140,17 @@ def test_ones_that_stay_need_no_reflection() -> None:
     """A Hadamard matrix of order 1 without signs leaves everything, the ones too."""
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(apply_mean_keeping(x, 1), x)
+
+
+@pytest.mark.parametrize(
+    ("dim", "inner", "expected"),
+    [(32, 8, True), (5120, 128, True), (96, 8, True), (8, 8, True), (896, 64, False), (96, 12, False), (32, 0, False)],
+)
+def test_matrices_that_are_products_with_one_of_a_block(dim: int, inner: int, expected: bool) -> None:
+    assert is_product(dim, inner) is expected
+    if expected and dim < 1000:
+        outer, block = hadamard_matrix(dim // inner), hadamard_matrix(inner)
+        assert outer is not None
+        assert block is not None
+        both = apply_hadamard(apply_hadamard(torch.eye(dim), dim), inner)
+        torch.testing.assert_close(both, torch.kron(outer / (dim // inner) ** 0.5, torch.eye(inner)))

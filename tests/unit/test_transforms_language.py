@@ -19,11 +19,14 @@ from bitwright.jobs.opening import open_job
 from bitwright.jobs.view import UnitView
 from bitwright.models import open_model
 from bitwright.recipes import Recipe
+from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.online import run_online
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.site import rule
 from bitwright.stages.transforms import Transform
 from bitwright.stages.transforms.activation_aware import ActivationAwareScaling
 from bitwright.stages.transforms.base import PairView
+from bitwright.stages.transforms.hadamard import hadamard_matrix
 from bitwright.stages.transforms.pair import scale_pair, shared_scale, source_rows
 from bitwright.stages.transforms.rotation import KeyRotation, OnlineRotation, ResidualRotation, ValueRotation
 from bitwright.stages.transforms.smoothing import Smoothing
@@ -242,6 +245,22 @@ def test_online_rotations_belong_to_the_projections_behind_products() -> None:
         view = views[f"model.layers.{block}"]
         assert set(view.online) == {f"model.layers.{block}.{p}" for p in ("self_attn.o_proj", "mlp.down_proj")}
         assert set(view.cache_online) == {"key"}
+
+
+def test_values_and_output_projection_share_one_matrix_of_all_channels() -> None:
+    """Within heads it is folded, across heads it is online: a product of Kronecker factors, as in the paper."""
+    view = _transform(tiny_llama(), token_ids(), ValueRotation(), OnlineRotation())["model.layers.0"]
+    path = "model.layers.0.self_attn.o_proj"
+    across = run_online(torch.eye(32), view.online[path], TABLE)
+    four, eight = hadamard_matrix(4), hadamard_matrix(8)
+    assert four is not None
+    assert eight is not None
+    torch.testing.assert_close(across, torch.kron(four / 2, torch.eye(8)))
+    folded = torch.kron(torch.eye(4), eight / 8**0.5)
+    reference = tiny_llama().get_parameter("model.layers.0.self_attn.o_proj.weight")
+    torch.testing.assert_close(view.weight(path), reference @ folded @ across, rtol=1e-4, atol=1e-5)
+    (down,) = view.online["model.layers.0.mlp.down_proj"]
+    assert dict(down.options)["seed"] >= 0
 
 
 LAYER_NORM_MODELS = ["gpt2", "opt", "gpt-neox", "phi", "falcon", "vit"]

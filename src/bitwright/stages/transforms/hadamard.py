@@ -79,6 +79,17 @@ def apply_hadamard(x: Tensor, size: int, seed: int = -1, inverse: bool = False) 
     return work.to(x.dtype)
 
 
+def is_product(dim: int, inner: int) -> bool:
+    """Whether the matrix of order ``dim`` is that of order ``dim / inner`` times (Kronecker) that of ``inner``.
+
+    Then a transform of ``dim`` channels without signs, followed by one in blocks of ``inner``, mixes the blocks only:
+    Sylvester's matrices are their own inverses up to a factor.
+    """
+    base = _base(dim)
+    power_of_two = inner > 0 and inner & (inner - 1) == 0
+    return power_of_two and dim % inner == 0 and base is not None and (dim // inner) % base == 0
+
+
 def apply_mean_keeping(x: Tensor, size: int, seed: int = -1) -> Tensor:
     """Rotate the last axis of ``x[..., dim]`` by an orthogonal Q that maps the vector of ones to itself.
 

@@ -12,9 +12,21 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.events import Events
-from bitwright.stages.transforms.base import Block, DataFree, OnlineOperation, StreamTouch, TransformReport
+from bitwright.stages.transforms.base import (
+    Block,
+    DataFree,
+    OnlineOperation,
+    PairView,
+    StreamTouch,
+    TransformReport,
+)
 from bitwright.stages.transforms.equalization import has_weight
-from bitwright.stages.transforms.hadamard import apply_hadamard, apply_mean_keeping, hadamard_block
+from bitwright.stages.transforms.hadamard import (
+    apply_hadamard,
+    apply_mean_keeping,
+    hadamard_block,
+    is_product,
+)
 from bitwright.stages.transforms.pair import source_rows
 from bitwright.statistics import Statistic
 
@@ -135,6 +147,12 @@ class ResidualRotation(DataFree):
         block.set_weight(touch.path, turned)
 
 
+def _turns_values(pair: PairView) -> bool:
+    """Whether the pair is a value and an output projection whose heads have a Hadamard matrix of Sylvester's."""
+    known = pair.kind == "linear_linear" and pair.head_dim > 0 and len(pair.sinks) == 1
+    return known and pair.head_dim & (pair.head_dim - 1) == 0
+
+
 @dataclass(frozen=True)
 class ValueRotation(DataFree):
     """Rotate every value head by a Hadamard matrix, undone in the output projection (the folded half of stage 1b)."""
@@ -145,10 +163,9 @@ class ValueRotation(DataFree):
         """Fold the rotation into value and output projections."""
         places = []
         for pair in block.pairs:
-            if pair.kind != "linear_linear" or pair.head_dim == 0 or len(pair.sinks) != 1:
-                continue
-            if pair.head_dim & (pair.head_dim - 1):
-                events.record("not rotated", pair.source, f"heads of {pair.head_dim} channels are no power of two")
+            if not _turns_values(pair):
+                if pair.head_dim:
+                    events.record("not rotated", pair.source, f"heads of {pair.head_dim} channels are no power of two")
                 continue
             sink = pair.sinks[0]
             rows = source_rows(pair, block.weight(sink).shape[1]).unique()
@@ -167,27 +184,39 @@ class ValueRotation(DataFree):
 
 @dataclass(frozen=True)
 class OnlineRotation(DataFree):
-    """A Hadamard transform in front of linears that read neither a norm nor (with ``heads``) plain value heads.
+    """A Hadamard transform in front of linears that write the residual stream and read no norm.
 
     These inputs (of the down projection; of the output projection) come out of products that no folded rotation
     passes, so the transform runs at inference time and is owned by the site.
+
+    An output projection behind value heads that :class:`ValueRotation` turns by ``I (x) H_head`` gets ``H_heads (x) I``
+    (section 4.1, "stage 1b"), so that both together are one Hadamard matrix of all channels. It runs as a transform of
+    all channels and one within the heads, whose product it is: twice the paper's work, with one kind of operation.
+    Where the number of heads has no matrix, or discovery does not know the heads, all channels are turned by a
+    randomised matrix on top of the folded one.
     """
 
     def apply(
         self, block: Block, statistics: Mapping[str, Mapping[Statistic, Any]], seed: int, events: Events
     ) -> TransformReport:
         """Fold the inverse into the weights and leave the transform to the sites."""
-        seed &= (1 << _SEED_BITS) - 1
         behind_norms = {sink for pair in block.pairs if pair.kind == "norm_linear" for sink in pair.sinks}
+        heads = {sink: pair.head_dim for pair in block.pairs if _turns_values(pair) for sink in pair.sinks}
         places = []
         for path in block.linears:
             if path in behind_norms or block.quantizer(path) is None or not self._wanted(block, path):
                 continue
             w = block.weight(path)
-            size = usable_block(w.shape[1], path, events)
-            block.set_weight(path, apply_hadamard(w, size, seed))
-            block.add_online(path, OnlineOperation("hadamard", (("size", size), ("seed", seed))))
-            places.append((path, {"block": float(size)}))
+            head = heads.get(path, 0)
+            if head and head < w.shape[1] and is_product(w.shape[1], head):
+                turns = [(w.shape[1], -1), (head, -1)]
+            else:
+                turns = [(usable_block(w.shape[1], path, events), seed & ((1 << _SEED_BITS) - 1))]
+            for size, signs in turns:
+                w = apply_hadamard(w, size, signs)
+                block.add_online(path, OnlineOperation("hadamard", (("size", size), ("seed", signs))))
+            block.set_weight(path, w)
+            places.append((path, {"block": float(turns[0][0])}))
         return TransformReport("online rotation", tuple(places))
 
     @staticmethod
