@@ -19,6 +19,7 @@ from bitwright.formats import parse
 from bitwright.jobs import page
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.experts import steadied, tokens_of, waves
+from bitwright.jobs.exporting import export
 from bitwright.jobs.opening import Job
 from bitwright.jobs.plan import plan
 from bitwright.jobs.request import build_recipe
@@ -122,7 +123,7 @@ def test_every_recipe_reaches_experts(
     assert _all_finite(tmp_path / "out")
 
 
-@pytest.mark.parametrize("recipe", ["gptq", "awq", "smoothquant", "squeezellm", "quantease"])
+@pytest.mark.parametrize("recipe", ["gptq", "awq", "smoothquant", "squeezellm"])
 def test_experts_without_tokens_get_finite_weights(recipe: str, folders: dict[str, Path], tmp_path: Path) -> None:
     result = _run(folders["idle"], recipe, tmp_path / "out", token_batches(1, rows=1, tokens=2))
     assert _all_finite(tmp_path / "out")
@@ -153,6 +154,16 @@ def test_tokens_are_counted_and_reported(folders: dict[str, Path], tmp_path: Pat
         assert len(family["tokens"]) == 4
         assert sum(family["tokens"]) == 2 * BATCHES[0]["input_ids"].numel()  # two experts a token
     assert "few tokens" in {event.kind for event in result.events}
+
+
+def test_transformers_writes_the_experts_as_they_are(folders: dict[str, Path], tmp_path: Path) -> None:
+    _run(folders["Mixtral"], "rtn", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    assert torch.equal(_logits(again), _logits(loaded))
+    with pytest.raises(InputError, match="experts are coded one by one"):
+        export(tmp_path / "out", "compressed-tensors", tmp_path / "exported")
 
 
 def test_a_strict_job_stops_at_experts_without_tokens(folders: dict[str, Path], tmp_path: Path) -> None:

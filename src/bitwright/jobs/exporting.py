@@ -42,6 +42,11 @@ def export(folder: Path, target: str, out: Path) -> dict[str, Any]:
     """
     make_plan = planner(target)
     manifest, checkpoint = read_native(folder)
+    if manifest.experts:
+        raise InputError(
+            f"{next(iter(manifest.experts))}: not representable because its experts are coded one by one, which "
+            "readers of this format do not know; nearest legal: float experts (select='*.self_attn.*')"
+        )
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out or remove it")
     plan = make_plan(network_of(checkpoint.path, checkpoint.config, manifest))

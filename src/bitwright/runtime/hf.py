@@ -80,6 +80,8 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         manifest: Manifest = self.quantization_config.manifest
+        # Packed tensors have the module's own names; `save_pretrained` must not turn names back to older ones.
+        model._weight_conversions = []  # type: ignore[assignment]
         if manifest.kv_cache is not None:
             attach_cache(model, cache_factory(manifest.kv_cache, getattr(model, "config", None)))
         return model
