@@ -41,7 +41,7 @@ def quantize_request(request: Request, progress: Progress = no_progress, check: 
         raise InputError("an output folder is needed; give --out DIR")
     if Path(request.out).exists():  # said before minutes of reading data; the run checks it again
         raise InputError(f"{request.out} exists already; choose another --out or remove it")
-    job = replace(build_job(request), verify=check)
+    job = replace(build_job(request), verify=check, fresh_process=True)
     result = run(job, progress)
     return {
         "out": request.out,

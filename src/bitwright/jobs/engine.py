@@ -24,7 +24,7 @@ from bitwright.events import Events
 from bitwright.jobs.choice import choose, derived_seed, stream_needs
 from bitwright.jobs.coding import code_unit, early_requests
 from bitwright.jobs.hidden import HiddenStates
-from bitwright.jobs.installing import forget_float, install_module, restore_float
+from bitwright.jobs.installing import forget_float, install_module, install_online, restore_float
 from bitwright.jobs.replay import Replay, holders
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import Batch, Runner
@@ -34,9 +34,7 @@ from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
-from bitwright.runtime.kernels.table import TABLE
-from bitwright.runtime.online import run_online
-from bitwright.stages.transforms import OnlineOperation, TransformReport
+from bitwright.stages.transforms import TransformReport
 from bitwright.stages.transforms.base import transforms_by_scope
 from bitwright.statistics import Statistic
 
@@ -59,8 +57,9 @@ class Engine:
         batches: calibration batches (may be empty for a recipe that reads no data).
         given: results of statistics that need the whole model (weight gradients), by path.
         importance: mean squared gradients at unit outputs, by unit name and batch, for learning losses.
-        probe: a tiny batch that is carried through every finished unit; ``probe_output`` is then what the quantized
-            model in memory answers, to be compared with the model that is read back from disk.
+        probe: a tiny batch that is carried through every unit before and after its work; ``original_output`` is then
+            what the float model answers and ``probe_output`` what the quantized model in memory does, to be compared
+            with the model that is read back from disk.
         window_bytes: how much of each stream stays in memory; the rest goes to files under ``spill``.
         replay_bytes: how much of what a unit computed is kept for its later sweeps (``None``: all).
         record: what the untouched float model answered already, shared by the recipes of a comparison.
@@ -98,6 +97,7 @@ class Engine:
         self.replay, self.twin_replay = Replay(self.replay_bytes), Replay(self.replay_bytes)
         self.probe_runner = None if self.probe is None else Runner(self.model, self.structure, [self.probe])
         self.probe_output: Tensor | None = None
+        self.original_output: Tensor | None = None
         self.transforms_model = transforms_by_scope(self.recipe.transforms, "model")
         self.transforms_block = transforms_by_scope(self.recipe.transforms, "block")
         self.untouched = not self.transforms_model
@@ -128,6 +128,7 @@ class Engine:
         """Take one unit through the recipe and move the streams past it."""
         started = time.perf_counter()
         with self.loaded(unit):
+            self._probe_original(unit)
             view = self._view(unit)
             notes = self._transform(unit, view, self.events)
             result = UnitResult(unit.name, notes=[_note(n) for n in notes])
@@ -143,6 +144,7 @@ class Engine:
     def restore(self, unit: Unit, result: UnitResult) -> None:
         """Install a unit that an earlier run finished, and move the streams past it."""
         with self.loaded(unit):
+            self._probe_original(unit)
             view = self._view(unit)
             if self.twin is not None or not self.reads_quantized:
                 # The float stream runs in the transformed coordinates, so the transforms are made again (exactly).
@@ -159,6 +161,12 @@ class Engine:
                 install_module(self.model.module, module_result, cache_weights=True)
             self._advance(unit, after)
             self._release(result)
+
+    def _probe_original(self, unit: Unit) -> None:
+        """Carry the probe through the unit as the checkpoint has it; nothing has touched the unit yet."""
+        if self.probe_runner is not None:
+            with torch.no_grad():
+                self.original_output = self.probe_runner.run(unit, 0, self.original_output)
 
     def _release(self, result: UnitResult) -> None:
         """Let go of what the unit held: its float modules, or (written to disk) its quantized ones."""
@@ -381,17 +389,6 @@ class Engine:
             self.sweep(unit, {}, "quantized", onto=self.quantized)
         self.replay.clear()
         self.twin_replay.clear()
-
-
-def install_online(root: torch.nn.Module, path: str, operations: Sequence[OnlineOperation]) -> None:
-    """Run operations on a float module's input, until a quantized module that owns them takes its place."""
-    module = root.get_submodule(path)
-    earlier = module.__dict__.get("bitwright_online")
-    if earlier is not None:
-        earlier.remove()
-    kept = tuple(operations)
-    handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, TABLE), *args[1:]))
-    module.__dict__["bitwright_online"] = handle
 
 
 def _note(report: TransformReport) -> dict[str, Any]:

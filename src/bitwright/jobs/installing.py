@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from bitwright.jobs.result import ModuleResult
 from bitwright.runtime.install import install
+from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.manifest import Manifest, ModuleEntry
+from bitwright.runtime.online import run_online
+from bitwright.stages.transforms import OnlineOperation
 
 
 def install_module(root: nn.Module, result: ModuleResult, *, cache_weights: bool) -> None:
@@ -48,3 +53,14 @@ def restore_float(root: nn.Module, paths: list[str]) -> None:
         if kept is not None:
             parent, _, leaf = path.rpartition(".")
             setattr(root.get_submodule(parent), leaf, kept)
+
+
+def install_online(root: nn.Module, path: str, operations: Sequence[OnlineOperation]) -> None:
+    """Run operations on a float module's input, until a quantized module that owns them takes its place."""
+    module = root.get_submodule(path)
+    earlier = module.__dict__.get("bitwright_online")
+    if earlier is not None:
+        earlier.remove()
+    kept = tuple(operations)
+    handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, TABLE), *args[1:]))
+    module.__dict__["bitwright_online"] = handle

@@ -36,6 +36,8 @@ class Job:
         batch_size: sequences (images) per forward pass.
         rules: what the user says about the model's structure.
         verify: carry a probe through the job and compare it with the model that is read back from disk.
+        fresh_process: read the result back in a process of its own (a plain module, which no config rebuilds, is read
+            back in this one).
         engine: the program that has to serve the result (``--for``); an illegal plan is refused. Empty: none.
         parallel: how many devices it cuts every layer for.
         request: the request behind the job as JSON, kept in the working folder until the job is finished (for resume).
@@ -52,6 +54,7 @@ class Job:
     batch_size: int = 8
     rules: Rules = NO_RULES
     verify: bool = True
+    fresh_process: bool = False
     engine: str = ""
     parallel: int = 1
     request: str = ""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,11 @@ class Output:
             }
         }
 
-    def finish(self, manifest: Mapping[str, Any], extra: Mapping[str, str]) -> None:
-        """Write index, config with the manifest, tokenizer files and reports; then the folder is complete."""
+    def finish(self, manifest: Mapping[str, Any], leave: Collection[str] = ()) -> None:
+        """Write index, config with the manifest and tokenizer files; then the folder can be read.
+
+        Files of the source that are named in ``leave`` are not copied: the job writes its own.
+        """
         write_index(self.folder, self.weight_map, self.total_bytes)
         config: dict[str, Any] = dict(self.model.checkpoint.config) if self.model.checkpoint is not None else {}
         config["quantization_config"] = {**manifest, **self.stacks_manifest()}
@@ -223,10 +226,8 @@ class Output:
         write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         if self.model.checkpoint is not None:
             for path in self.model.checkpoint.extra_files:
-                if path.name not in {"config.json", *extra}:
+                if path.name not in {"config.json", *leave}:
                     shutil.copyfile(path, self.folder / path.name)
-        for name, text in extra.items():
-            write_text(self.folder / name, text)
 
 
 def result_facts(result: UnitResult) -> dict[str, Any]:

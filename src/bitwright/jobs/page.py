@@ -124,6 +124,10 @@ def comparison_page(result: Mapping[str, Any]) -> str:
     return page(f"Bitwright: {result['model']}", str(result["protocol"]), figures=figures, tables=body)
 
 
+def _verdict(verification: Mapping[str, Any] | None) -> str:
+    return "no" if verification is None else f"{verification['text']} (read back in {verification['process']})"
+
+
 def job_page(report: Mapping[str, Any]) -> str:
     """The report of one job: facts, error and bits per layer, events."""
     tensors = list(report["tensors"])
@@ -144,6 +148,7 @@ def job_page(report: Mapping[str, Any]) -> str:
         ("recipe", report["recipe"]), ("bits per quantized weight", f"{report['bits_per_weight']:.4f}"),
         ("quantized tensors", len(tensors)), ("kept float", len(report["kept_float"])),
         ("events", len(report["events"])),
+        ("verified", _verdict(report["verification"])),
     ]  # fmt: skip
     coded = [[t["path"], t["format"], t["bits_per_weight"], t["relative_error"]] for t in tensors]
     tables = [

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+REPORT, PAGE = "bitwright-report.json", "report.html"
 
 
 def report_values(result: JobResult) -> dict[str, Any]:
@@ -52,17 +53,18 @@ def report_values(result: JobResult) -> dict[str, Any]:
         "not_offered": list(result.opened.structure.reasons),
         "units": [{"name": u.name, "notes": u.notes} for u in result.units],
         "events": [asdict(e) for e in result.events],
+        "verification": result.verification,
     }
 
 
 def report_files(result: JobResult) -> dict[str, str]:
     """File name to text; the page is left out where its libraries are not installed."""
     values = report_values(result)
-    files = {"bitwright-report.json": json.dumps(values, indent=2) + "\n"}
+    files = {REPORT: json.dumps(values, indent=2) + "\n"}
     try:
         from bitwright.jobs.page import job_page
 
-        files["report.html"] = job_page(values)
+        files[PAGE] = job_page(values)
     except InputError as error:
         logger.info("no report page: %s", error)
     return files

@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from bitwright.jobs.locking import only_writer
 from bitwright.jobs.memory import activation_window, estimate_peak, replay_window
 from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
+from bitwright.jobs.report import PAGE, REPORT, report_files
 from bitwright.jobs.result import UnitResult
-from bitwright.jobs.verify import verify
+from bitwright.jobs.verify import Probe, verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.models.writer import write_text
 from bitwright.runtime.online import online_entries
@@ -56,7 +57,7 @@ class JobResult:
     manifest: dict[str, Any]
     resumed: int = 0
     verification: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None
 
     @property
     def coded(self) -> dict[str, Any]:
@@ -159,6 +160,8 @@ def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
             result = _run_units(job, opened, work, progress)
             if job.verify:
                 _verify_in_place(job, opened, work, result, skeleton)
+            for name, text in report_files(result).items():
+                write_text(work / name, text)
         except InputError as error:
             # A full disk can be mended and the job resumed; after wrong input nothing half-written may stay.
             if fresh and not isinstance(error.__cause__, OSError):
@@ -220,11 +223,11 @@ def _run_units(
     manifest = build_manifest(job, results)
     job_result = JobResult(job, opened, results, events.entries, 0.0, 0, manifest, resumed=len(finished))
     if engine.probe is not None:
-        job_result.extra["probe"] = (engine.probe, engine.probe_output)
+        assert engine.original_output is not None
+        assert engine.probe_output is not None
+        job_result.probe = Probe(engine.probe, engine.original_output.float(), engine.probe_output.float())
     if output is not None:
-        from bitwright.jobs.report import report_files
-
-        output.finish(manifest, report_files(job_result))
+        output.finish(manifest, (REPORT, PAGE))
     return job_result
 
 

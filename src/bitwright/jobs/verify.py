@@ -1,4 +1,4 @@
-"""Verification after the work: reload from disk, compare with the original and with the memory result."""
+"""Verification after the work: reload from disk, compare with the result in memory and with the original."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.jobs.runner import Batch
-from bitwright.jobs.stored import all_finite, source_keys
+from bitwright.jobs.fresh import answer_in_fresh_process, model_answer, unsound_tensors
+from bitwright.jobs.stored import source_keys
 from bitwright.models import Checkpoint
-from bitwright.models.calling import call_module
-from bitwright.models.stream import logits_of
 from bitwright.runtime.load import load
 
 if TYPE_CHECKING:
@@ -22,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared.
+    """What was compared, on the probe: at most 64 tokens of the calibration data, or one image.
 
     ``reload_difference`` is the largest absolute difference of outputs between the model in memory and the one that
-    was read back, over the largest absolute output; ``bad_tensors`` hold NaN or Inf or scales of zero;
-    ``lost_tensors`` are source tensors that the output does not account for.
+    was read back, over the largest absolute output. ``kl`` (nats per token or image, of the original's distribution
+    against that of the model read back) and ``top1_agreement`` compare with the original, where the model answers
+    with logits. ``bad_tensors`` hold NaN or Inf or scales of zero; ``lost_tensors`` are source tensors that the output
+    does not account for; ``process`` says where the model was read back.
     """
 
     ok: bool
@@ -34,36 +34,67 @@ class Verification:
     bad_tensors: tuple[str, ...]
     lost_tensors: tuple[str, ...]
     text: str
+    kl: float | None = None
+    top1_agreement: float | None = None
+    process: str = "this process"
 
     def as_json(self) -> dict[str, Any]:
         """The JSON form."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A batch with what the float model and the quantized model in memory answer to it."""
+
+    batch: dict[str, Tensor]
+    original: Tensor
+    quantized: Tensor
+
+
 def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, tolerance: float = 1e-4) -> Verification:
     """Check a finished folder against the job that wrote it.
 
-    Every tensor is scanned; the model is read back (``skeleton`` is its float network where no config rebuilds it) and
-    run on the probe that the job carried through its units in memory.
+    Every tensor is scanned; the model is read back and run on the probe that the job carried through its units. A
+    transformers folder is read back in a fresh process where the job asks for it, weight by weight where the job has a
+    memory cap; ``skeleton`` is the float network where no config rebuilds it.
     """
     checkpoint = Checkpoint.open(folder)
-    bad = tuple(name for name in checkpoint.tensors if not _sound(name, checkpoint.load(name)))
     lost = lost_tensors(result, checkpoint)
-    difference = None
-    if "probe" in result.extra:
-        batch, expected = result.extra["probe"]
-        difference = output_difference(load(folder, skeleton), batch, expected)
+    probe, job = result.probe, result.job
+    fresh = job.fresh_process and skeleton is None and probe is not None
+    answer: Tensor | None = None
+    if fresh:
+        assert probe is not None
+        answer, bad = answer_in_fresh_process(folder, probe.batch, held=job.max_memory is None)
+    else:
+        bad = unsound_tensors(checkpoint)
+        if probe is not None:
+            answer = model_answer(load(folder, skeleton), probe.batch)
+    difference = kl = agreement = None
+    if probe is not None and answer is not None:
+        difference = relative_difference(answer, probe.quantized)
+        kl, agreement = _against_original(probe.original, answer)
     ok = not bad and not lost and (difference is None or difference <= tolerance)
-    return Verification(ok, difference, bad, lost, _text(ok, difference, bad, lost, tolerance))
+    text = _text(ok, difference, bad, lost, tolerance) + _compared(kl, agreement)
+    where = "a fresh process" if fresh else "this process"
+    return Verification(ok, difference, bad, lost, text, kl, agreement, where)
 
 
-def output_difference(loaded: nn.Module, batch: Batch, expected: Tensor) -> float:
+def relative_difference(y: Tensor, expected: Tensor) -> float:
     """Largest difference of outputs over the largest output; infinite where an output is not finite."""
-    with torch.no_grad():
-        y = logits_of(call_module(loaded, batch)).float()
     if not bool(torch.isfinite(y).all()):
         return float("inf")
     return float((y - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _against_original(original: Tensor, answer: Tensor) -> tuple[float | None, float | None]:
+    """KL divergence and agreement of the most likely class; ``None`` where the outputs are no logits that compare."""
+    if original.shape != answer.shape or original.shape[-1] < 2:
+        return None, None
+    p, q = original.float().log_softmax(-1), answer.log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    return kl, float((p.argmax(-1) == q.argmax(-1)).float().mean())
 
 
 def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -88,10 +119,10 @@ def lost_tensors(result: JobResult, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def _sound(name: str, value: Tensor) -> bool:
-    if not all_finite(value):
-        return False
-    return not (name.endswith("_scale") and value.is_floating_point()) or bool((value != 0).all())
+def _compared(kl: float | None, agreement: float | None) -> str:
+    if kl is None or agreement is None:
+        return ""
+    return f"; against the original, on a short probe: KL {kl:.3g}, the same most likely answer {agreement:.0%}"
 
 
 def _text(ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float) -> str:

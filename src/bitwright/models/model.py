@@ -182,10 +182,28 @@ def open_model(source: str | Path | nn.Module, dtype: torch.dtype = torch.float3
     _check_config(checkpoint, stream)
     kind, config = _model_class(checkpoint)
     module = _skeleton(kind, config, dtype, checkpoint)
-    names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
     if not stream:
+        names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
         module = _loaded(kind, checkpoint, dtype)
         return Model(module, checkpoint, dtype, False, names)
+    return streamed_model(module, checkpoint, dtype)
+
+
+def skeleton_of(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network that a folder's config describes, with empty parameters.
+
+    Raises:
+        InputError: when the architecture is unknown or needs remote code.
+    """
+    kind, config = _model_class(checkpoint)
+    if hasattr(config, "quantization_config"):  # what fills the network decides, not the library's own quantizers
+        del config.quantization_config
+    return _skeleton(kind, config, dtype, checkpoint)
+
+
+def streamed_model(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Model:
+    """A skeleton with the folder that its empty parameters are read from."""
+    names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
     _untie_different(module, checkpoint, names)
     names = match_names(module, {name: info.shape for name, info in checkpoint.tensors.items()})
     places: dict[str, tuple[str, ...]] = {}

@@ -1,0 +1,45 @@
+"""The process that reads a finished folder back.
+
+``python -m bitwright.jobs.read_back FOLDER PROBE ANSWER THREADS WAY`` runs the model of FOLDER on the batch in PROBE,
+writes its output to ANSWER and prints the names of the tensors that are no sound numbers. WAY ``mapped`` reads weights
+as they are used, for models that memory cannot hold; ``held`` loads them all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitwright.jobs.fresh import model_answer, unsound_tensors
+from bitwright.jobs.runner import Batch
+from bitwright.models import Checkpoint
+from bitwright.runtime.load import load
+from bitwright.runtime.mapped import mapped
+
+
+def answer(folder: Path, batch: Batch, *, held: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """What the model of a native folder answers to a batch, and the names of its unsound tensors."""
+    if held:
+        y = model_answer(load(folder), batch)
+    else:
+        with mapped(folder) as model:
+            y = model_answer(model, batch)
+    return y, unsound_tensors(Checkpoint.open(folder))
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the module's docstring says."""
+    folder, probe, place, threads, way = arguments
+    torch.set_num_threads(int(threads))
+    y, bad = answer(Path(folder), load_file(probe), held=way == "held")
+    save_file({"y": y.contiguous()}, place)
+    sys.stdout.write(json.dumps({"bad": bad}) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
