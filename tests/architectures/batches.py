@@ -44,16 +44,22 @@ class Trials:
     def __iter__(self) -> Iterator[Batch]:
         if "pixel_values" in self.names and self.main == "input_ids" and self._token("image") is not None:
             yield from self._images_and_text()
+        if "pixel_values" in self.names and self.main == "input_ids" and self._token("image") is None:
+            yield from ({**batch, **image} for image in self._image_arguments() for batch in self._text())
         if "input_ids" in self.names and self._vocabulary():
             yield from self._text()
         if "pixel_values" in self.names and self.main != "input_ids":
             yield from self._with_decoder({"pixel_values": image} for image in self._images())
+            if "input_ids" in self.names and self._vocabulary():
+                yield from ({"input_ids": self._ids(), "pixel_values": image} for image in self._images())
         for name in ("input_features", "input_values"):
             if name in self.names and self.main in (name, "input_ids"):
                 yield from self._with_decoder({name: sound} for sound in self._sounds(name))
 
     def _text(self) -> Iterator[Batch]:
         batch: Batch = {"input_ids": self._ids()}
+        if "qformer_input_ids" in self.names:
+            batch["qformer_input_ids"] = self._ids()
         if "decoder_input_ids" in self.names:
             yield {**batch, "decoder_input_ids": self._ids()}
         yield batch
@@ -82,6 +88,8 @@ class Trials:
                 places = max(1, count // ROWS) if tried != {4} else count
                 ids = torch.cat([self._ids(2), torch.full((ROWS, places), token), self._ids(6)], 1)
                 batch = {"input_ids": ids, **extra}
+                if "qformer_input_ids" in self.names:
+                    batch["qformer_input_ids"] = self._ids()
                 if "mm_token_type_ids" in self.names:
                     batch["mm_token_type_ids"] = (ids == token).long()
                 if "token_type_ids" in self.names:

@@ -174,7 +174,7 @@ def apply(module: nn.Module, batch: Batch, structure: Structure, *transforms: Tr
     recipe = Recipe(transforms=transforms, weights=weights, name="transforms")
     model = _opened(module, batch)
     if structure.ties and any(transform.unties for transform in transforms):
-        untie(model, structure)
+        untie(model, structure, [name for name, _ in structure.ties])
     engine = Engine(recipe, model, structure, [tensors_only(batch)])
     places = 0
     for unit in engine.units:

@@ -72,6 +72,8 @@ STRATEGIES = (
     Strategy(whole=True, hidden=128),
     Strategy(head_dim=32),
     Strategy(keys=4),
+    Strategy(head_dim=64),
+    Strategy(head_dim=128),
     Strategy(hidden=128, heads=4, head_dim=32, layers=4),
     Strategy(hidden=128, heads=8, keys=8, head_dim=16, layers=4, image=64, patch=16),
 )
@@ -216,7 +218,10 @@ def _small_number(name: str, value: int, main: int, layers: int, strategy: Strat
         (_HEADS, lambda: _heads(name, value, strategy, default)),
         (_HEAD_DIM, lambda: _head_dim(name, value, strategy, default)),
         (_PLACES, lambda: min(value, VOCABULARY)),
+        (re.compile(r"^window_size$"), lambda: _window(value, strategy, default)),
         (_WINDOW, lambda: value if value <= 0 else min(value, 8)),
+        (re.compile(r"out_hidden_size$|adapter_out_dim$"), lambda: strategy.hidden),
+        (re.compile(r"^base_channels$"), lambda: min(value, 32)),
         (_KEPT, lambda: None if value < 64 else _scaled(value, main, strategy)),
         (_WIDTH, lambda: _scaled(value, main, strategy)),
     )
@@ -248,6 +253,14 @@ def _head_dim(name: str, value: int, strategy: Strategy, default: Any) -> int:
     return strategy.head_dim
 
 
+def _window(value: int, strategy: Strategy, default: Any) -> int:
+    """A window in pixels keeps its number of patches, one in tokens becomes shorter than the example."""
+    patch = _value(default, "patch_size")
+    if isinstance(patch, int) and patch > 4:
+        return value * strategy.patch // patch
+    return value if value <= 0 else min(value, 8)
+
+
 def _scaled(value: int, main: int, strategy: Strategy) -> int:
     """A width in proportion to the hidden size, a multiple of 16."""
     if value <= 16:
@@ -259,9 +272,11 @@ def _scaled(value: int, main: int, strategy: Strategy) -> int:
 def _small_list(name: str, value: Any, main: int, layers: int, strategy: Strategy, default: Any) -> Any:
     depth = next((v for k, v in vars(default).items() if _LAYERS.search(k) and isinstance(v, int)), 0)
     kept: list[Any]
+    if name.endswith(("feature_layer", "feature_layers")):
+        return type(value)([min(v, 1) if v >= 0 else max(v, -1) for v in value])
     if len(value) == depth and depth > layers:
         kept = list(value[:layers])
-    elif re.search(r"layers$|indices$|idxs$|indexes$|layer_ids$", name) and all(type(v) is int for v in value):
+    elif re.search(r"layers$|indices$|idxs$|indexes$|layer_ids$|feature_layers?$", name) and all(type(v) is int for v in value):
         kept = [v for v in value if v < layers] or ([1] if value else [])
     elif _WIDTH.search(name) and not _KEPT.search(name) and value and all(type(v) is int for v in value):
         if not re.search(r"hidden|channels|dim|width|embed", name):
