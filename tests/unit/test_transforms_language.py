@@ -26,6 +26,7 @@ from bitwright.stages.site import rule
 from bitwright.stages.transforms import Transform
 from bitwright.stages.transforms.activation_aware import ActivationAwareScaling
 from bitwright.stages.transforms.base import PairView
+from bitwright.stages.transforms.exponent_shift import ExponentShift
 from bitwright.stages.transforms.hadamard import hadamard_matrix
 from bitwright.stages.transforms.pair import scale_pair, shared_scale, source_rows
 from bitwright.stages.transforms.rotation import KeyRotation, OnlineRotation, ResidualRotation, ValueRotation
@@ -34,6 +35,7 @@ from bitwright.statistics import AbsMax
 from tests.unit.jobs_toys import tiny_llama, token_ids
 from tests.unit.models_toys import toy_images, toy_model
 
+_NORMS = ("norm_linear",)
 ROTATIONS = (ResidualRotation(), ValueRotation(), OnlineRotation(), KeyRotation())
 
 
@@ -298,6 +300,28 @@ def test_a_shift_without_gain_has_no_place_behind_the_norm() -> None:
     assert ResidualRotation._behind("norm", shift, gain).tolist() == [0.5, 0.0, -2.0]
     with pytest.raises(InputError, match="shift where its gain is zero"):
         ResidualRotation._behind("norm", shift, gain * torch.tensor([1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("transform", [Smoothing(), ExponentShift(kinds=_NORMS), ActivationAwareScaling(kinds=_NORMS)])
+def test_a_transform_that_finds_nothing_says_so(transform: Transform) -> None:
+    """A post-norm encoder adds what its norms write to the stream: no scale can move there."""
+    ids = torch.randint(3, 96, (2, 12))
+    engine = _engine(toy_model("bert"), ids, (transform,))
+    events = Events()
+    for unit in engine.units:
+        report = transform.apply(engine._view(unit), {}, 0, events)
+        assert report.places == ()
+    found = [(e.kind.rpartition(" ")[0], e.where) for e in events.entries]
+    assert found == [("nothing to", f"encoder.layer.{block}") for block in range(3)]
+
+
+def test_keys_of_unknown_heads_stay_and_say_so() -> None:
+    engine = _engine(toy_model("gpt2"), torch.randint(3, 96, (2, 12)), (KeyRotation(),))
+    events = Events()
+    view = engine._view(engine.units[1])
+    KeyRotation().apply(view, {}, 0, events)
+    assert view.cache_online == {}
+    assert [(e.kind, e.where) for e in events.entries] == [("not rotated", "transformer.h.0: keys and values")]
 
 
 def test_silent_channels_are_left_alone() -> None:

@@ -13,7 +13,7 @@ from bitwright.events import Events
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.solve import quantize_weight
 from bitwright.stages.transforms.base import Block, PairView, TransformReport, WithinUnit
-from bitwright.stages.transforms.pair import scale_pair, shared_scale
+from bitwright.stages.transforms.pair import note_missing, scale_pair, shared_scale
 from bitwright.statistics import ChannelMeans, Statistic
 
 
@@ -49,6 +49,7 @@ class ActivationAwareScaling(WithinUnit):
     ) -> TransformReport:
         """Search and fold the scales of every pair of the unit."""
         places: list[tuple[str, Mapping[str, float]]] = []
+        note_missing(block, self.kinds, "nothing to scale", events)
         for pair in block.pairs:
             quantizers = {sink: block.quantizer(sink) for sink in pair.sinks}
             if pair.kind not in self.kinds or all(q is None for q in quantizers.values()):

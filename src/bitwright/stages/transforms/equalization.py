@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitwright.events import Events
 from bitwright.stages.transforms.base import Block, DataFree, PairView, TransformReport
+from bitwright.stages.transforms.pair import note_missing
 from bitwright.statistics import Statistic
 
 # A channel that is nearly dead on one side must not be blown up on the other.
@@ -42,6 +43,7 @@ class CrossLayerEqualization(DataFree):
         events: Events,
     ) -> TransformReport:
         """Equalize every pair of the unit."""
+        note_missing(block, ("conv_conv",), "nothing to equalize", events)
         pairs = [p for p in block.pairs if p.kind == "conv_conv" and self._ready(block, p, events)]
         before = {p.source: imbalance(block, p) for p in pairs}
         for _ in range(self.passes):

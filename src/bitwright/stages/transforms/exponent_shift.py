@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitwright.events import Events
 from bitwright.stages.transforms.base import Block, TransformReport, WithinUnit
-from bitwright.stages.transforms.pair import scale_pair, shared_scale
+from bitwright.stages.transforms.pair import note_missing, scale_pair, shared_scale
 from bitwright.statistics import AbsMax, Statistic
 
 
@@ -44,9 +44,13 @@ class ExponentShift(WithinUnit):
     ) -> TransformReport:
         """Shift the input channels of every pair's sinks."""
         places = []
+        note_missing(block, self.kinds, "nothing to shift", events)
         for pair in block.pairs:
+            if pair.kind not in self.kinds:
+                continue
             found = statistics.get(pair.sinks[0], {}).get(AbsMax("float"))
-            if pair.kind not in self.kinds or found is None:
+            if found is None:
+                events.record("no calibration signal", pair.sinks[0], "not shifted: the layer was never called")
                 continue
             shift = channel_shift(shared_scale(pair, found.clamp_min(1e-30)), self.limit)
             scale_pair(block, pair, torch.exp2(-shift))

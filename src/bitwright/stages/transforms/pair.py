@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
+from bitwright.events import Events
 from bitwright.stages.transforms.base import Block, PairView
+
+
+def note_missing(block: Block, kinds: Collection[str], what: str, events: Events) -> None:
+    """Record that a unit of several coded layers has no proved pair of these kinds, so that ``what`` changes nothing.
+
+    A unit of one layer (a head, a stem) has nothing to balance and is passed over.
+    """
+    coded = [path for path in block.linears if block.quantizer(path) is not None]
+    if len(coded) > 1 and not any(pair.kind in kinds for pair in block.pairs):
+        events.record(what, block.name, "no layer whose channels another one reads was proved; it is coded as it is")
 
 
 def source_rows(pair: PairView, channels: int) -> Tensor:

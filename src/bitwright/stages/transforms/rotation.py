@@ -237,7 +237,11 @@ class KeyRotation(DataFree):
         self, block: Block, statistics: Mapping[str, Mapping[Statistic, Any]], seed: int, events: Events
     ) -> TransformReport:
         """Leave the operation to the key site, once."""
-        heads = [pair.head_dim for pair in block.pairs if pair.head_dim]
+        values = [pair.head_dim for pair in block.pairs if pair.kind == "linear_linear"]
+        heads = [head for head in values if head]
+        if values and not heads:
+            reason = "the size of heads is known only where a value head serves several query heads"
+            events.record("not rotated", f"{block.name}: keys and values", reason)
         if heads:
             block.add_online("key", OnlineOperation("hadamard", (("size", hadamard_block(heads[0])), ("seed", -1))))
         return TransformReport("key rotation", ())

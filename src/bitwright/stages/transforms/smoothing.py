@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitwright.events import Events
 from bitwright.stages.transforms.base import Block, TransformReport, WithinUnit
-from bitwright.stages.transforms.pair import scale_pair, shared_scale
+from bitwright.stages.transforms.pair import note_missing, scale_pair, shared_scale
 from bitwright.statistics import AbsMax, Statistic
 
 
@@ -40,6 +40,7 @@ class Smoothing(WithinUnit):
     ) -> TransformReport:
         """Smooth every pair of the unit."""
         places = []
+        note_missing(block, self.kinds, "nothing to smooth", events)
         for pair in block.pairs:
             if pair.kind not in self.kinds:
                 continue
