@@ -276,7 +276,7 @@ def _small_list(name: str, value: Any, main: int, layers: int, strategy: Strateg
         return type(value)([min(v, 1) if v >= 0 else max(v, -1) for v in value])
     if len(value) == depth and depth > layers:
         kept = list(value[:layers])
-    elif re.search(r"layers$|indices$|idxs$|indexes$|layer_ids$|feature_layers?$", name) and all(type(v) is int for v in value):
+    elif re.search(r"layers$|indices$|idxs$|indexes$|layer_ids$", name) and all(type(v) is int for v in value):
         kept = [v for v in value if v < layers] or ([1] if value else [])
     elif _WIDTH.search(name) and not _KEPT.search(name) and value and all(type(v) is int for v in value):
         if not re.search(r"hidden|channels|dim|width|embed", name):
