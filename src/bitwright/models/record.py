@@ -31,6 +31,8 @@ _SHAPE_ONLY = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
     "new_empty", "new_full", "new_tensor",
 })  # fmt: skip
+# Operations that read the values of their first operand and the shape or dtype of the second.
+_LIKE_ANOTHER = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})
 Extent = tuple[tuple[int, int], ...]
 
 
@@ -227,7 +229,7 @@ class _Recorder(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         scope = self._stack[-1].path if self._stack else ""
         made = dict.fromkeys([*outputs, *changed])
-        inputs = () if name in _SHAPE_ONLY else inputs
+        inputs = () if name in _SHAPE_ONLY else inputs[:1] if name in _LIKE_ANOTHER else inputs
         self.run.ops.append(Op(len(self.run.ops), name, inputs, tuple(made), scope, parameters, scalars))
         return result
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bitwright.models.chain import Chain
-from bitwright.models.flow import MOVES, PRODUCTS, Flow
+from bitwright.models.flow import MOVES, PRODUCTS, Flow, by_number
 from bitwright.models.model import Model
 from bitwright.models.record import Op, Ref
 from bitwright.models.sites import Use
@@ -206,11 +206,22 @@ def _added(ref: Ref, flow: Flow, walk: _Walk, where: str) -> None:
         return
     if ref.key in flow.run.constants:
         raise NotOffered(f"{where} adds {flow.run.constants[ref.key]} to the residual stream inside the blocks")
-    index = flow.run.producer.get(ref.key)
+    index = _maker(flow, ref.key)
     if index is not None and index in flow.in_norm:
         raise NotOffered(f"the norm {flow.in_norm[index]} writes into the residual stream, its gain cannot move")
     made = f"made by {flow.run.ops[index].name}" if index is not None else "from outside"
     raise NotOffered(f"{where} adds to the residual stream what no linear layer wrote ({made})")
+
+
+def _maker(flow: Flow, key: int) -> int | None:
+    """The operation that made a value, before it was moved or multiplied by one number."""
+    index = flow.run.producer.get(key)
+    while index is not None and index not in flow.in_norm:
+        op = flow.run.ops[index]
+        if not op.inputs or not (op.name in MOVES or by_number(op, op.inputs[0][1].key)):
+            break
+        index = flow.run.producer.get(op.inputs[0][1].key)
+    return index
 
 
 def _check_cuts(flow: Flow, chain: Chain, walk: _Walk) -> None:
