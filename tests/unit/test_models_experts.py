@@ -99,6 +99,29 @@ def test_experts_in_a_list_are_a_family_and_their_chooser_a_router() -> None:
     assert any(not s.seen for s in found.sites)
 
 
+def test_one_expert_alone_is_no_list_of_blocks() -> None:
+    model = open_model(expert_model("Qwen3Moe", num_hidden_layers=2, num_experts=1, num_experts_per_tok=1))
+    open_experts(model, BATCH)
+    experts = {s.path for s in discover(model, BATCH).sites if s.expert is not None}
+    assert experts == {f"model.layers.{b}.mlp.experts.{p}.0" for b in range(2) for p in ("gate_up_proj", "down_proj")}
+
+
+def test_a_router_may_choose_from_a_part_of_its_scores() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.other = nn.Linear(8, 6), nn.Linear(8, 8)
+            self.table = nn.Parameter(torch.randn(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen = self.gate(x)[..., :4].sigmoid().topk(1, dim=-1)[1][..., 0]
+            y: torch.Tensor = self.other(x) * self.table[chosen]
+            return y
+
+    found = discover(open_model(Model()), torch.randn(2, 5, 8))
+    assert {s.path: s.role for s in found.sites if s.kind == "linear"} == {"gate": "router", "other": "head"}
+
+
 def test_a_fixed_table_of_three_axes_is_no_stack() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -42,6 +42,25 @@ def _no_cache(module: nn.Module) -> Iterator[None]:
             item.use_cache = True
 
 
+def experts_configs(module: nn.Module) -> list[Any]:
+    """The configs under ``module`` that say how transformers runs experts."""
+    configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None}
+    return [config for config in configs.values() if hasattr(config, "_experts_implementation")]
+
+
+@contextmanager
+def experts_run(module: nn.Module, implementation: str) -> Iterator[None]:
+    """Have transformers run experts in one of its ways while the context lasts."""
+    before = [(config, config._experts_implementation) for config in experts_configs(module)]
+    for config, _ in before:
+        config._experts_implementation = implementation
+    try:
+        yield
+    finally:
+        for config, given in before:
+            config._experts_implementation = given
+
+
 def on_device_of(module: nn.Module, batch: Any) -> Any:
     """The batch on the device where the module's parameters lie."""
     first = next((p for p in module.parameters() if not p.is_meta), None)

@@ -14,23 +14,24 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.models.calling import example_inputs, on_device_of, shrunk
+from bitwright.models.calling import example_inputs, experts_configs, experts_run, on_device_of, shrunk
 from bitwright.models.expert_stack import ExpertStack
 from bitwright.models.model import Model
 from bitwright.models.naming import NameMap, Source
+from bitwright.models.outline import record_shapes
 from bitwright.models.record import Op, Ref, Run, Slot, record_run
 
 logger = logging.getLogger(__name__)
 
-# operation -> (slots of the weight, whether it is used as [in, out])
-_PRODUCTS: dict[str, tuple[tuple[Slot, ...], bool]] = {
-    "linear": ((1, "weight"), False),
-    "addmm": ((2, "mat2"), True),
-    "matmul": ((1, "other"), True),
-    "__matmul__": ((1,), True),
-    "mm": ((1, "mat2"), True),
-    "bmm": ((1, "mat2"), True),
-    "baddbmm": ((2, "batch2"), True),
+# operation -> slots of the weight with whether it is used as [in, out] there
+_PRODUCTS: dict[str, dict[Slot, bool]] = {
+    "linear": {1: False, "weight": False},
+    "addmm": {2: True, "mat2": True},
+    "matmul": {0: False, 1: True, "other": True},
+    "__matmul__": {0: False, 1: True},
+    "mm": {0: False, 1: True, "mat2": True},
+    "bmm": {0: False, 1: True, "mat2": True},
+    "baddbmm": {2: True, "batch2": True},
 }
 # What cuts a matrix out of a stack, and what hands the same matrices on.
 _CUTS = frozenset({"__getitem__", "select", "unbind", "index_select", "chunk", "split", "narrow", "squeeze"})
@@ -69,13 +70,15 @@ def open_experts(model: Model, example: Any = None) -> tuple[FusedWeight, ...]:
     """Find the fused experts of ``model`` and open them in place; () where there are none.
 
     Where the library offers several implementations of its experts, the plain one (a loop over experts) is chosen: the
-    others call no expert by itself.
+    others call no expert by itself. A run of shapes finds them where it can be made; it reads no weight.
     """
     if not any(p.dim() == 3 for p in model.module.parameters()):
         return ()
-    eager_experts(model.module)
-    example = example_inputs(model.module) if example is None else shrunk(example)
-    run = record_run(model, on_device_of(model.module, example))
+    example = on_device_of(model.module, example_inputs(model.module) if example is None else shrunk(example))
+    run = record_shapes(model, example)
+    if run is None:
+        with experts_run(model.module, "eager"):
+            run = record_run(model, example)
     found = find_fused(model.module, run)
     aliases = model.names.aliases if model.names is not None else {}
     found = tuple(f for f in found if f.path not in aliases and f.path not in aliases.values())
@@ -116,11 +119,11 @@ def _weights_of(op: Op, held: Mapping[int, str], shapes: Mapping[str, tuple[int,
     """(parameter, whether it rests as [in, out]) of the stacks that the operation uses as its weight."""
     if op.name not in _PRODUCTS:
         return
-    slots, input_output = _PRODUCTS[op.name]
+    slots = _PRODUCTS[op.name]
     for slot, ref in op.inputs:
         if slot in slots and ref.key in held and len(ref.shape) in (2, 3):
             name = held[ref.key]
-            yield name, input_output != _is_turned(ref, shapes[name])
+            yield name, slots[slot] != _is_turned(ref, shapes[name])
 
 
 def _is_turned(ref: Ref, stored: tuple[int, ...]) -> bool:
@@ -181,10 +184,8 @@ def _expert_source(source: Source, expert: int, experts: int) -> Source:
 
 def eager_experts(module: nn.Module) -> None:
     """Have transformers run experts one after the other; models without that choice are left alone."""
-    configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None}
-    for config in configs.values():
-        if hasattr(config, "_experts_implementation"):
-            config._experts_implementation = "eager"
+    for config in experts_configs(module):
+        config._experts_implementation = "eager"
 
 
 def is_expert_layer(module: nn.Module | None) -> bool:

@@ -130,7 +130,11 @@ def read_source(source: Source, load: Callable[[str], torch.Tensor], module: nn.
         converter.add_tensor(source.target, key, pattern, _later(load, key))
     values = converter.convert(source.target, model=module, config=getattr(module, "config", None))
     made = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
-    return made if source.part is None else {"": made[source.target][source.part]}
+    if source.part is None:
+        return made
+    # A conversion of a whole stack is made once for all of its experts.
+    experts = enumerate(made[source.target])
+    return {"" if e == source.part else f"{source.target}.{e}.weight": expert for e, expert in experts}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from bitwright.models.calling import experts_run
 from bitwright.models.expert_stack import product_under, reads_expert
 from bitwright.models.model import Model
 from bitwright.models.record import Run, record_under
@@ -31,7 +32,8 @@ def record_shapes(model: Model, example: Any) -> Run | None:
     for attempt in attempts:
         # Values decide the flow of some models; what they raise then depends on their code.
         with _quiet(), contextlib.suppress(Exception):
-            with FakeTensorMode(allow_non_fake_inputs=True), _Shapes():
+            # A loop over the experts that were chosen depends on values; the product with gathered matrices does not.
+            with FakeTensorMode(allow_non_fake_inputs=True), _Shapes(), experts_run(model.module, "batched_mm"):
                 run = record_under(model.module, _hollow(attempt))
             run.result = None
             return run

@@ -7,7 +7,8 @@ are one family, also those that got no token in the example.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -37,10 +38,11 @@ def mark_experts(module: nn.Module, run: Run, uses: tuple[Use, ...]) -> tuple[Us
             chosen += [ref.key for ref in op.outputs if not ref.floating]
     routing = _integers_from(chosen, run)
     linears = [use for use in uses if use.site.kind == "linear"]
+    held = stacks(module)
     picked = {use.site.path for use in linears if _picked(use.entry, run, routing)}
-    unpicked = {use.site.path for use in linears} - picked
-    held = {prefix for path in picked if (prefix := _container(module, path, unpicked)) is not None}
-    held |= stacks(module)
+    picked = {path for path in picked if path.rpartition(".")[0] not in held}
+    blocks = {use.site.path: use.site.block for use in linears}
+    held |= {prefix for path in picked if (prefix := _container(module, path, picked, blocks)) is not None}
     marked = (replace(use, site=_numbered(use.site, held)) for use in uses)
     return tuple(
         replace(use, site=replace(use.site, role="router")) if use.site.name in routers else use for use in marked
@@ -52,8 +54,11 @@ def stacks(module: nn.Module) -> set[str]:
     return {path for path, item in module.named_modules() if isinstance(item, ExpertStack)}
 
 
-def _container(module: nn.Module, path: str, unpicked: set[str]) -> str | None:
-    """The list of experts around a layer: the innermost one whose other items hold the same layer, picked as well."""
+def _container(module: nn.Module, path: str, picked: set[str], blocks: Mapping[str, int | None]) -> str | None:
+    """The list of experts around a layer: the innermost one whose other items hold the same layer, picked as well.
+
+    ``blocks``: the block of every layer that was seen; experts of one list lie in one block.
+    """
     parts = path.split(".")
     for level in range(len(parts) - 1, 0, -1):
         if not parts[level].isdigit():
@@ -62,7 +67,8 @@ def _container(module: nn.Module, path: str, unpicked: set[str]) -> str | None:
         shape = _shape(module, path)
         items = (name for name, _ in module.get_submodule(prefix).named_children())
         alike = [p for name in items if _shape(module, p := ".".join([prefix, name, *tail])) == shape]
-        if len(alike) > 1 and not unpicked.intersection(alike):
+        seen = [p for p in alike if p in blocks]
+        if len(alike) > 1 and all(p in picked and blocks[p] == blocks[path] for p in seen):
             return prefix
     return None
 
@@ -93,12 +99,11 @@ def _router_of(op: Op, run: Run, by_op: dict[int, Use]) -> Use | None:
         return None
     if not any(run.readers.get(ref.key) for ref in op.outputs if not ref.floating):
         return None
-    size = _count(op.inputs[0][1])
     waiting, seen = [op.inputs[0][1]], set()
     while waiting:
         ref = waiting.pop()
         index = run.producer.get(ref.key)
-        if index is None or ref.key in seen or _count(ref) != size:
+        if index is None or ref.key in seen:
             continue
         seen.add(ref.key)
         use = by_op.get(index)
@@ -106,8 +111,11 @@ def _router_of(op: Op, run: Run, by_op: dict[int, Use]) -> Use | None:
             if use.site.kind == "linear" and use.site.role in ("block", "outside"):
                 return use
             continue
-        if run.ops[index].name not in _PRODUCTS:
-            waiting += [other for _, other in run.ops[index].inputs if other.floating]
+        made = run.ops[index]
+        if made.name not in _PRODUCTS:
+            # Value by value, or a part of the values: a reduction would lead on to what the layer itself reads.
+            most = math.inf if made.name in MOVES else _count(ref)
+            waiting += [other for _, other in made.inputs if other.floating and _count(ref) <= _count(other) <= most]
     return None
 
 

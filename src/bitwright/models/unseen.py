@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitwright.models.expert_stack import ExpertLinear
 from bitwright.models.model import Model
 from bitwright.models.sites import block_of
 from bitwright.models.structure import WeightSite
@@ -31,7 +32,7 @@ def unseen_sites(
 
     ``skip`` names parameters that the run did reach, but used otherwise.
     """
-    names = {site.name for site in known} | {site.tied_to for site in known} | set(skip)
+    names = {site.name for site in known} | {site.tied_to for site in known}
     seen = {(type(model.module.get_submodule(site.path)), site.parameter): site for site in known if site.whole}
     result = []
     for path, module in model.module.named_modules():
@@ -40,9 +41,14 @@ def unseen_sites(
         if len(arrays) != 1 or next(module.children(), None) is not None:
             continue
         parameter = arrays[0]
-        if (f"{path}.{parameter}" if path else parameter) in names:
+        name = f"{path}.{parameter}" if path else parameter
+        expert = isinstance(module, ExpertLinear)  # a run may gather its tensor with those of its siblings
+        if name in names or (name in skip and not expert):
             continue
         found = _like(seen.get((type(module), parameter)), module, direct[parameter])
+        if isinstance(module, ExpertLinear):
+            out, columns = direct[parameter].shape[:: -1 if module.transposed else 1]
+            found = _unplaced("linear", (out, columns), module.transposed)
         if found is None:
             with model.unit(path) as unit:
                 found = probe(unit, parameter)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -94,6 +95,11 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         wanted: torch.dtype | None = super().get_new_dtype(converter, param, dtype)
         return wanted
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
+        """Keep the library's conversions of whole stacks away from experts that are stored one by one."""
+        names = [f"{path}.0.weight" for path in self.quantization_config.manifest.experts]
+        return [_whole_names_only(rule, names) for rule in weight_conversions]
+
     def is_serializable(self) -> bool:
         """``save_pretrained`` writes the packed tensors and the manifest."""
         return True
@@ -136,6 +142,14 @@ def untie(model: nn.Module, manifest: Manifest) -> None:
     config: Any = getattr(model, "config", None)
     if broken and config is not None:
         config.tie_word_embeddings = False
+
+
+def _whole_names_only(rule: Any, names: Sequence[str]) -> Any:
+    """A conversion whose patterns would match the start of ``names``, with patterns that end where a name ends."""
+    patterns = [str(pattern) for pattern in rule.source_patterns]
+    if not hasattr(rule, "operations") or not any(re.search(p, name) for p in patterns for name in names):
+        return rule
+    return rule.copy([f"{p}$" for p in patterns], rule.target_patterns, operations=list(rule.operations))
 
 
 def _is_packed(name: str) -> bool:
