@@ -18,9 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from exchange import ANSWERS, CALIBRATION, MODEL, answers, arguments, evaluation_tokens, measured, save, timed
 
-# Name of the row: recipe and settings. `brecq-offset` does what AutoRound does, in our slots: rounding offsets learned on
-# the decoder's blocks with the squared error, eight sequences a step. The last one quantizes only the layers that
-# AutoRound as it is quantizes in this model (its sizes of 172 are no multiples of 32), beside `signround-200-as-is`.
+# Name of the row: recipe and settings. `brecq-offset` does what AutoRound does, in our slots: rounding offsets learned
+# on the decoder's blocks with the squared error, eight sequences a step. The last one quantizes only the layers that
+# AutoRound as it is quantizes in this model (172 is no multiple of 32), beside `signround-200-as-is`.
 METHODS = {
     "rtn": ("rtn", ()),
     "gptq": ("gptq", ()),
