@@ -91,6 +91,17 @@ def _work(entry: Any, sender: Any) -> None:
     sender.send(asdict(row))
 
 
+def _warm_up() -> None:
+    """Import once, before the processes are forked, what every measurement needs."""
+    import torch
+
+    from tests.architectures.mappings import Entry
+    from tests.architectures.measuring import measure
+
+    torch.set_num_threads(1)
+    measure(Entry("causal", "llama", "LlamaForCausalLM"))
+
+
 def _line(row: dict[str, Any]) -> str:
     if not row["built"]:
         return f"{row['key']}: {row['reason']}"
@@ -116,10 +127,7 @@ def main(arguments: list[str]) -> None:
 
         (ROOT / "docs" / "architectures.md").write_text(page(read(options.results)))
         return
-    import torch
-    import transformers  # noqa: F401  (once, before the processes are forked)
-
-    torch.set_num_threads(1)
+    _warm_up()
     for mapping in options.mapping:
         run(mapping, set(filter(None, options.only.split(","))), options.again, options.timeout, options.results)
 
