@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 import bitwright.transformers  # noqa: F401
 from bitwright.errors import BitwrightError, InputError
@@ -282,3 +282,20 @@ def test_a_stack_that_the_network_does_not_have_is_refused(folders: dict[str, Pa
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(InputError, match="no parameter"):
         load(tmp_path / "out")
+
+
+def test_a_stack_that_transformers_turns_at_loading_is_read_and_kept_apart(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    text = {**sizes, "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": []}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+    model = Qwen3VLMoeForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "float")
+    stored = Checkpoint.open(tmp_path / "float")
+    assert any(len(info.shape) == 3 and ".experts." in name for name, info in stored.tensors.items())
+    result = _run(tmp_path / "float", "rtn", tmp_path / "out")
+    assert sum(".experts." in path for path in result.coded) == 16
+    assert result.verification is not None
+    assert result.verification["reload_difference"] <= 1e-6
