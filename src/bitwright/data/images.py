@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitwright.data.files import MAX_ARRAY_BYTES, check_file, check_npz
 from bitwright.errors import InputError
 
 
@@ -109,12 +111,14 @@ def read_images(path: Path | str, mean: Sequence[float], std: Sequence[float], c
     """
     path = Path(path)
     try:
+        check_file(path, MAX_ARRAY_BYTES)
+        check_npz(path, ("images", "labels"))
         with np.load(path, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
             if missing:
                 raise InputError(f"{path} has no array {sorted(missing)[0]!r}; store images and labels")
             pixels, labels = file["images"][:count], file["labels"][:count]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read as images ({error}); give an .npz with images and labels") from error
     return image_data(pixels, labels, mean, std, path.name)
 

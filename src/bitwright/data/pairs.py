@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitwright.data.files import MAX_TEXT_BYTES, check_file
 from bitwright.errors import InputError
 
 
@@ -55,6 +56,7 @@ def read_pairs(path: Path | str) -> PairData:
     """
     path = Path(path)
     try:
+        check_file(path, MAX_TEXT_BYTES)
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a tab-separated UTF-8 file of pairs") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitwright.data.files import MAX_ARRAY_BYTES, MAX_TEXT_BYTES, check_file, check_npz
 from bitwright.data.tokens import TokenData, token_data
 from bitwright.errors import InputError
 
 Source = str | Path | Sequence[str] | Sequence[Path]
 Kind = Literal["lines", "documents"]
+
+_INTEGERS = frozenset({
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+})  # fmt: skip
+_BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
 
 ZOO_CHARACTERS = 32_768  # of one source file, so that no file dominates
 END_OF_TEXT = "<|endoftext|>"  # the marker of most published story and web corpora
@@ -87,6 +94,7 @@ def _read_files(paths: list[Path], separator: str | None) -> Documents:
 
 def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
     try:
+        check_file(path, MAX_TEXT_BYTES)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8") from error
@@ -94,7 +102,7 @@ def _read_file(path: Path, separator: str | None) -> tuple[list[str], Kind]:
         raise InputError(f"{path} cannot be read ({error.strerror}); give the path of an existing text file") from error
     kind: Kind = "documents"
     if path.suffix == ".jsonl":
-        texts = [_json_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        texts = [_json_text(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         lines = text.split("\n")
         separators = _separators(lines) if separator is None else (separator,)
@@ -130,8 +138,8 @@ def _split(lines: list[str], separators: tuple[str, ...]) -> list[str]:
 def _json_text(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number} is not JSON ({error.msg}); write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line {number} is not JSON ({error}); write one object a line") from error
     if isinstance(record, dict) and isinstance(record.get("text"), str):
         return str(record["text"])
     if isinstance(record, dict) and isinstance(record.get("messages"), list):
@@ -176,10 +184,15 @@ def read_ids(path: Path | str, vocabulary: int | None = None, score_from: int | 
     if "ids" not in arrays:
         raise InputError(f"{path} has no tensor 'ids' (it has: {', '.join(arrays) or 'none'}); store the ids under it")
     ids = arrays["ids"]
-    if ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise InputError(f"{path}: 'ids' is {ids.dtype} with {ids.ndim} axes; store integers [sequences, length]")
+    if ids.dtype not in _INTEGERS or ids.ndim not in (1, 2) or ids.numel() == 0:
+        raise InputError(
+            f"{path}: 'ids' is {ids.dtype} of shape {tuple(ids.shape)}; store integers [sequences, length]"
+        )
     ids = ids.to(torch.int64).reshape(-1, ids.shape[-1])
-    mask = arrays.get("mask", torch.ones_like(ids)).reshape(ids.shape).bool()
+    mask = arrays.get("mask", torch.ones_like(ids))
+    if mask.numel() != ids.numel() or mask.is_complex():
+        raise InputError(f"{path}: 'mask' has shape {tuple(mask.shape)}; store one flag per token of 'ids'")
+    mask = mask.reshape(ids.shape).bool()
     rows = [row[keep] for row, keep in zip(ids, mask, strict=True)]
     start = "no token" if score_from is None else f"every token from position {score_from}"
     protocol = f"{path.name}: {len(rows)} sequences of stored token ids, {start} scored"
@@ -190,15 +203,25 @@ def _load_arrays(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a .safetensors or .npz file with a tensor 'ids'")
     try:
+        check_file(path, MAX_ARRAY_BYTES)
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if name in ("ids", "mask")}  # noqa: SIM118
         if path.suffix == ".npz":
+            check_npz(path, ("ids", "mask"))
             with np.load(path, allow_pickle=False) as file:
-                return {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
-    except (SafetensorError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                return {name: _integers(file[name]) for name in ("ids", "mask") if name in file.files}
+    except InputError:
+        raise
+    except (*_BROKEN, SafetensorError, RuntimeError, TypeError) as error:
         raise InputError(f"{path} cannot be read as token ids ({error}); write it again") from error
     raise InputError(f"{path}: token ids are read from .safetensors or .npz; convert the file")
+
+
+def _integers(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "biu":
+        return torch.from_numpy(array)  # refused by its dtype
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else np.ascontiguousarray(array))
 
 
 def _hash(texts: Iterable[str]) -> str:

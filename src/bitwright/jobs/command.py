@@ -68,7 +68,7 @@ def interrupted_request(folder: Path) -> Request:
     if not path.is_file():
         finished = " (the job is finished)" if folder.is_dir() and not folder.name.endswith(".partial") else ""
         raise InputError(f"{work} holds no interrupted job{finished}; give the --out folder of one")
-    request = Request.from_json(path.read_text(encoding="utf-8"))
+    request = Request.from_json(path.read_text(encoding="utf-8", errors="replace"))
     # The folder may have been named from another place than the one where the job was started.
     return replace(request, out=str(work.with_name(work.name.removesuffix(".partial"))))
 

@@ -58,8 +58,12 @@ class Journal:
         if lines:
             self._check(lines[0])
             for line in lines[1:]:
-                self.entries.append(Entry(line["unit"], line["file"], line["sha256"], line["facts"]))
-        self._rewrite(lines or [self.header])  # drops a torn last line
+                entry = _entry(line)
+                if entry is None:
+                    break
+                self.entries.append(entry)
+        # Drops a torn last line.
+        self._rewrite([*(lines[:1] or [self.header]), *(entry.as_json() for entry in self.entries)])
 
     def _rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Put other lines in the place of the journal's, by one rename."""
@@ -71,7 +75,8 @@ class Journal:
         os.replace(partial, self.path)
 
     def _check(self, header: Mapping[str, Any]) -> None:
-        if header.get("format_version") != FORMAT_VERSION:
+        known = all(isinstance(header.get(part), dict) for part in ("identity", "machine"))
+        if header.get("format_version") != FORMAT_VERSION or not known:
             raise InputError(f"{self.path} was written by another version; remove {self.path.parent} to start anew")
         earlier = header.get("identity", {})
         current = self.header["identity"]
@@ -114,7 +119,8 @@ class Journal:
 def recorded_machine(folder: Path) -> dict[str, Any]:
     """What the journal in ``folder`` says of the machine where its job began; empty without a journal."""
     lines = _complete_lines(folder / NAME)
-    return dict(lines[0].get("machine", {})) if lines else {}
+    found = lines[0].get("machine") if lines else None
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def file_digest(path: Path) -> str:
@@ -124,15 +130,27 @@ def file_digest(path: Path) -> str:
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines up to the first that is no JSON object: a torn one, or what a power loss left of its block."""
     if not path.is_file():
         return []
-    found = []
+    found: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict):
+            break
+        found.append(line)
     return found
+
+
+def _entry(line: Mapping[str, Any]) -> Entry | None:
+    """A finished unit as its line describes it; None where the line is none of ours."""
+    unit, file, digest, facts = (line.get(key) for key in ("unit", "file", "sha256", "facts"))
+    if not (isinstance(unit, str) and isinstance(file, str) and isinstance(digest, str) and isinstance(facts, dict)):
+        return None
+    return Entry(unit, file, digest, facts) if Path(file).name == file else None
 
 
 def _short(value: object) -> str:

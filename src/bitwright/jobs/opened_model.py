@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from torch import nn
 from bitwright.errors import InputError
 from bitwright.jobs.request import model_source
 from bitwright.models import Checkpoint, open_model
+from bitwright.models.checkpoint import inside, read_json
+from bitwright.models.model import load_tokenizer
 from bitwright.runtime.load import load
 from bitwright.zoo import load_digits_model
 
@@ -39,7 +40,7 @@ class RunnableModel:
         """
         if self.folder is None:
             raise InputError(f"{self.name} has no tokenizer")
-        return open_model(self.folder, stream=True).tokenizer() if self.manifest is None else _tokenizer(self.folder)
+        return load_tokenizer(Checkpoint.open(self.folder))
 
     @property
     def stored_bytes(self) -> int:
@@ -71,15 +72,6 @@ class RunnableModel:
         return bits / weights if weights else None
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: its tokenizer cannot be loaded; give token ids") from error
-
-
 def open_runnable(name: str, cache_weights: bool = True) -> RunnableModel:
     """Open a model by folder or embedded name; quantized ones run on their packed weights.
 
@@ -93,14 +85,13 @@ def open_runnable(name: str, cache_weights: bool = True) -> RunnableModel:
     manifest = _manifest(folder)
     if manifest is None:
         return RunnableModel(name, open_model(folder).module, folder, None)
-    plain = not json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    plain = not read_json(inside(folder, "config.json")).get("architectures")
     module = load(folder, load_digits_model() if plain else None, cache_weights=cache_weights)
     return RunnableModel(name, module, folder, manifest)
 
 
 def _manifest(folder: Path) -> Mapping[str, Any] | None:
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    found = read_json(inside(folder, "config.json")).get("quantization_config")
     return found if isinstance(found, dict) and found.get("quant_method") == "bitwright" else None

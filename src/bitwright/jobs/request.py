@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import nn
 
 from bitwright.data import calibration
@@ -62,15 +63,23 @@ class Request:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            InputError: for unknown keys.
+            InputError: for unknown keys, or what is no request.
         """
-        found = json.loads(text)
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the request is no JSON ({error}); remove the folder and start the job anew") from error
+        if not isinstance(found, dict):
+            raise InputError("the request is no JSON object; remove the folder and start the job anew")
         valid = {f.name for f in dataclasses.fields(cls)}
         for key in found:
             if key not in valid:
                 raise InputError(f"a request has no key {key!r}; {nearest_key(key, valid)}")
-        found["settings"] = tuple((str(k), str(v)) for k, v in found.get("settings", ()))
-        return cls(**found)
+        try:
+            found["settings"] = tuple((str(k), str(v)) for k, v in found.get("settings", ()))
+            return TypeAdapter(cls).validate_python(found, strict=True)
+        except (TypeError, ValueError) as error:
+            raise InputError("the request has a value of the wrong type; remove the folder and start anew") from error
 
 
 def parse_settings(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -140,7 +149,9 @@ def calibration_data(request: Request, recipe: Recipe, events: Events) -> Calibr
     length = min(request.length or recipe.data.length, context_length(folder))
     tokenizer = None if Path(source).suffix in ID_FILES else _tokenizer(folder)
     data = calibration(tokenizer, source, sequences, length, seed=request.seed, events=events)
-    vocabulary = Checkpoint.open(folder).config.get("vocab_size")
+    config = Checkpoint.open(folder).config
+    inner = config.get("text_config")
+    vocabulary = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     if isinstance(vocabulary, int):
         data.check_vocabulary(vocabulary)
     return data

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from bitwright.errors import InputError, nearest_key
-from bitwright.models.header import Header, read_header
+from bitwright.models.header import Header, parse_json, read_header
 
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack"})
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -145,30 +145,35 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         InputError: for a name with separators, or a link that leaves the folder.
     """
-    if not name or name in {".", ".."} or any(mark in name for mark in "/\\\0:"):
-        raise InputError(f"{folder}: the file name {name!r} leaves the folder; only plain names are accepted")
+    plain = name and name not in {".", ".."} and not any(mark in name for mark in "/\\\0:")
+    if not plain or len(name.encode(errors="replace")) > 255:
+        raise InputError(f"{folder}: the file name {name[:255]!r} leaves the folder; only plain names are accepted")
     path = folder / name
     if not path.exists():
         raise InputError(f"{path}: the file is missing; download the model again or mend its index")
     resolved, roots = path.resolve(), [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         roots.append(folder.resolve().parent.parent / "blobs")
-    if not any(resolved.is_relative_to(root) for root in roots) or not resolved.is_file():
+    if not any(resolved.is_relative_to(root) for root in roots):
         raise InputError(f"{path}: is a link that leaves the folder; copy the real file there")
+    if not resolved.is_file():
+        raise InputError(f"{path}: is no regular file; put the real file there")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 256 MiB.
+    """Read a JSON object of at most 64 MiB and 64 levels.
 
     Raises:
         InputError: when it is too large, unreadable or not an object.
     """
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: is no regular file; put the real file there")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(f"{path}: is larger than {MAX_JSON_BYTES} bytes, no such file is needed; check it")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: is not readable JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object; download it again")
@@ -233,6 +238,8 @@ def _extra_files(folder: Path, shards: set[str]) -> tuple[Path, ...]:
     """Files beside the weights that a copy of the model needs: tokenizer, generation config, licence."""
     kept = []
     for item in sorted(folder.iterdir()):
+        if not item.is_file() and not item.is_dir() and item.exists():  # whoever reads a pipe waits for ever
+            raise InputError(f"{item}: is no regular file; remove it")
         weights = item.name in shards or item.suffix in PICKLE_SUFFIXES or item.suffix in {".safetensors", ".gguf"}
         if weights or item.name.startswith(".") or not item.is_file() or item.name == "config.json":
             continue

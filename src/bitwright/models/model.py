@@ -20,6 +20,7 @@ from torch import nn
 from bitwright.errors import InputError
 from bitwright.models.checkpoint import Checkpoint
 from bitwright.models.hub import local_folder
+from bitwright.models.limits import BoundedTables, check_config
 from bitwright.models.naming import NameMap, match_names, read_source
 
 if TYPE_CHECKING:
@@ -27,12 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENIZER_BYTES = 512 * 2**20
-# Config entries that count layers: a layer has at least one tensor.
-DEPTH_KEYS = frozenset({
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth",
-    "num_encoder_layers", "num_decoder_layers", "num_blocks",
-})  # fmt: skip
+# The largest in use have 35 MB.
+MAX_TOKENIZER_BYTES = 128 * 2**20
+_TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".spm", ".vocab", ".bpe", ".codes", ".tiktoken"})
 
 
 @dataclass
@@ -121,17 +119,7 @@ class Model:
         """
         if self.checkpoint is None:
             raise InputError("a module in memory has no tokenizer; give token ids instead of text")
-        for item in self.checkpoint.extra_files:
-            if item.name.startswith(("tokenizer", "vocab", "merges")) and item.stat().st_size > MAX_TOKENIZER_BYTES:
-                raise InputError(f"{item}: is larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is, check the file")
-        from transformers import AutoTokenizer
-
-        folder = self.checkpoint.path
-        try:
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except Exception as error:
-            reason = _first_line(error)
-            raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give token ids") from error
+        return load_tokenizer(self.checkpoint)
 
     def _parameters_under(self, path: str) -> list[str]:
         """Owning names of the distinct parameters under ``path``."""
@@ -195,6 +183,7 @@ def skeleton_of(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> n
     Raises:
         InputError: when the architecture is unknown or needs remote code.
     """
+    check_config(checkpoint)
     kind, config = _model_class(checkpoint)
     if hasattr(config, "quantization_config"):  # what fills the network decides, not the library's own quantizers
         del config.quantization_config
@@ -228,26 +217,28 @@ def _check_config(checkpoint: Checkpoint, stream: bool) -> None:
             f"{checkpoint.path}: is already quantized ({quantized.get('quant_method', 'unknown method')}); give the "
             "float model that it was made from"
         )
-    largest = max((max(info.shape, default=0) for info in checkpoint.tensors.values()), default=0)
-    limit = max(len(checkpoint.tensors), largest, 2**24)
+    check_config(checkpoint)
 
-    def walk(value: Any, where: str) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{where}.{key}" if where else str(key))
-            return
-        name = where.rpartition(".")[2]
-        if not isinstance(value, int) or isinstance(value, bool):
-            return
-        if name in DEPTH_KEYS and value > len(checkpoint.tensors):
-            raise InputError(
-                f"{checkpoint.path}: config.json says {where} = {value}, but there are only "
-                f"{len(checkpoint.tensors)} tensors; the config belongs to another model"
-            )
-        if name.startswith(("num_", "n_")) and abs(value) > limit:
-            raise InputError(f"{checkpoint.path}: config.json says {where} = {value}, far above what its tensors hold")
 
-    walk(checkpoint.config, "")
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer in a checkpoint's folder (no remote code).
+
+    Raises:
+        InputError: when there is none, or a file that it may read is absurdly large.
+    """
+    folder = checkpoint.path
+    for item in checkpoint.extra_files:
+        if item.suffix in _TEXT_SUFFIXES and item.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise InputError(f"{item}: is larger than {MAX_TOKENIZER_BYTES} bytes; no tokenizer is, check the file")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizer's Rust code is no Exception
+        reason = _first_line(error)
+        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give token ids") from error
 
 
 def _model_class(checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -278,8 +269,10 @@ def _skeleton(kind: Any, config: Any, dtype: torch.dtype, checkpoint: Checkpoint
 
     build = kind.from_config if hasattr(kind, "from_config") else kind._from_config
     try:
-        with init_empty_weights(include_buffers=False):
+        with BoundedTables(), init_empty_weights(include_buffers=False):
             module: nn.Module = build(config, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from error
     except Exception as error:
         raise InputError(
             f"{checkpoint.path}: its config cannot be built ({_first_line(error)}); check config.json"
@@ -343,4 +336,4 @@ def _load_buffers(model: Model) -> None:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

@@ -98,13 +98,15 @@ def read_rules(path: str | Path) -> Rules:
     """
     file = Path(path)
     try:
+        if not file.is_file():
+            raise InputError(f"{file}: is no regular file; give the path of a rule file")
         if file.stat().st_size > MAX_BYTES:
             raise InputError(f"{file}: is larger than {MAX_BYTES} bytes; a rule file has one line per rule")
         text = file.read_text(encoding="utf-8")
         found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error}); give the path of a rule file") from error
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{file}: is no TOML or JSON ({error}); write lines like "layers.*" = "block"') from error
     if not isinstance(found, dict):
         raise InputError(f'{file}: holds no lines "pattern" = "word"; write lines like "layers.*" = "block"')

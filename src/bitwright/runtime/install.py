@@ -136,7 +136,9 @@ def weight_keys(meta: Mapping[str, object]) -> list[tuple[str, bool]]:
     ]  # fmt: skip
     keys: list[tuple[str, bool]] = []
     terms = meta.get("terms")
-    for term in terms if isinstance(terms, list | tuple) else ():
+    if not isinstance(terms, list | tuple) or not all(isinstance(term, Mapping) for term in terms):
+        raise InputError("the metadata's terms are not a list of objects; quantize again")
+    for term in terms:
         prefix, kind = str(term.get("prefix", "")), term.get("kind")
         if kind == "codes":
             keys += [(prefix + name, required) for name, required in coded]

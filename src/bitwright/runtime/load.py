@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.models.checkpoint import Checkpoint
+from bitwright.models.limits import check_config
 from bitwright.models.model import no_progress_bar
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.install import install
@@ -77,6 +78,7 @@ def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     from bitwright.runtime.hf import register
 
     register()
+    check_config(checkpoint)
     kind: Any = transformers.AutoModel
     for name in checkpoint.config.get("architectures") or ():
         found = getattr(transformers, str(name), None)
@@ -99,7 +101,7 @@ def _load_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{checkpoint.path}: cannot be loaded ({lines[0]}); check the folder") from error
+        raise InputError(f"{checkpoint.path}: cannot be loaded ({lines[0][:300]}); check the folder") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(f"{checkpoint.path}: has no tensor for {missing[0]} ({len(missing)} such); quantize again")

@@ -15,6 +15,7 @@ QUANT_METHOD = "bitwright"
 FORMAT_VERSION = 1
 KINDS = ("linear", "conv", "embedding")
 
+_AGAIN = "quantize again"
 _KEYS = {
     "quant_method", "format_version", "recipe", "bitwright_version", "modules", "removed", "kv_cache", "experts",
 }  # fmt: skip
@@ -84,6 +85,8 @@ def read_manifest(raw: Mapping[str, Any]) -> Manifest:
     Raises:
         InputError: for a foreign or newer manifest, unknown keys, formats or operations.
     """
+    if not isinstance(raw, Mapping):
+        raise InputError(f"the checkpoint's manifest is no object; {_AGAIN}")
     _known(raw, _KEYS, "quantization_config")
     if raw.get("quant_method") != QUANT_METHOD:
         method = raw.get("quant_method")
@@ -91,17 +94,17 @@ def read_manifest(raw: Mapping[str, Any]) -> Manifest:
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(f"the checkpoint has format_version {version!r}, this version reads {FORMAT_VERSION}; update")
-    modules = raw.get("modules") or {}
-    removed = raw.get("removed") or ()
-    if not isinstance(modules, Mapping) or not all(isinstance(path, str) for path in removed):
-        raise InputError("the checkpoint's manifest is damaged (modules or removed); quantize again")
+    modules, removed, experts = raw.get("modules") or {}, raw.get("removed") or (), raw.get("experts") or {}
+    listed = isinstance(removed, list | tuple) and all(isinstance(path, str) for path in removed)
+    if not listed or not isinstance(modules, Mapping) or not isinstance(experts, Mapping):
+        raise InputError(f"the checkpoint's manifest is damaged (modules, removed or experts); {_AGAIN}")
     return Manifest(
         modules={str(path): _module(str(path), entry) for path, entry in modules.items()},
         removed=tuple(removed),
         kv_cache=read_cache(raw.get("kv_cache")),
         recipe=str(raw.get("recipe", "")),
         raw=dict(raw),
-        experts={str(path): _stack(str(path), entry) for path, entry in (raw.get("experts") or {}).items()},
+        experts={str(path): _stack(str(path), entry) for path, entry in experts.items()},
     )
 
 
@@ -111,7 +114,7 @@ def _stack(path: str, raw: Any) -> StackEntry:
     _known(raw, _STACK_KEYS, f"experts[{path}]")
     count, shape = raw.get("experts"), raw.get("shape")
     sizes = [count, *shape] if isinstance(shape, list | tuple) and len(shape) == 2 else [None]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         raise InputError(f"the manifest's entry of the experts {path} is damaged; quantize again")
     return StackEntry(int(sizes[0] or 0), (int(sizes[1] or 0), int(sizes[2] or 0)), bool(raw.get("transposed", False)))
 
@@ -126,7 +129,7 @@ def read_cache(raw: Mapping[str, Any] | None) -> CacheManifest | None:
         return None
     _known(raw, _CACHE_KEYS, "kv_cache")
     window = raw.get("window", 0)
-    if not isinstance(window, int) or window < 0:
+    if type(window) is not int or not 0 <= window < 2**31:
         raise InputError(f"kv_cache.window must be a number of tokens, not {window!r}")
     return CacheManifest(_side(raw.get("key"), "key"), _side(raw.get("value"), "value"), window)
 
@@ -163,7 +166,9 @@ def _module(path: str, raw: Any) -> ModuleEntry:
     )
 
 
-def _known(raw: Mapping[str, Any], valid: set[str], where: str) -> None:
+def _known(raw: Any, valid: set[str], where: str) -> None:
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{where} of the checkpoint's manifest is no object; {_AGAIN}")
     for key in raw:
         if key not in valid:
             raise InputError(f"unknown key {key!r} in {where}; {nearest_key(str(key), valid)}")

@@ -21,6 +21,8 @@ def online_operation(entry: Mapping[str, Any]) -> OnlineOperation:
     Raises:
         InputError: for an unknown kind or option, naming the nearest valid one.
     """
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("options") or {}, Mapping):
+        raise InputError(f"{entry!r:.80} is no online operation; quantize again")
     kind = str(entry.get("kind"))
     if kind not in KINDS:
         raise InputError(f"unknown online operation {kind!r}; {nearest_key(kind, KINDS)}")
@@ -31,11 +33,16 @@ def online_operation(entry: Mapping[str, Any]) -> OnlineOperation:
     missing = [name for name in KINDS[kind] if name not in options]
     if missing:
         raise InputError(f"the online operation {kind} lacks {', '.join(missing)}; the checkpoint is incomplete")
+    for name, value in options.items():
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise InputError(f"the option {name} of {kind} must be a whole number, not {value!r:.80}; quantize again")
     return OnlineOperation(kind, tuple((name, int(options[name])) for name in KINDS[kind]))
 
 
 def online_operations(entries: Iterable[Mapping[str, Any]] | None) -> tuple[OnlineOperation, ...]:
     """Read the ``online`` list of a manifest."""
+    if entries is not None and (isinstance(entries, str | Mapping) or not isinstance(entries, Iterable)):
+        raise InputError("the online operations of a manifest must be a list; quantize again")
     return tuple(online_operation(entry) for entry in entries or ())
 
 
