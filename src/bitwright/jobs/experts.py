@@ -15,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from bitwright.events import Events
 from bitwright.models import WeightSite
+from bitwright.models.experts import is_expert_layer
 from bitwright.statistics import Prefix, Statistic
 from bitwright.statistics.counts import TokenCount
 from bitwright.statistics.hessian import CrossHessian, SecondMoment
@@ -49,6 +52,16 @@ def waves(groups: Iterable[Group], sizes: Mapping[str, int], most: int | None = 
                 found.append([group])
                 held = max(size, 1)
     return found
+
+
+def loading_paths(module: nn.Module, sites: Iterable[WeightSite]) -> tuple[str, ...]:
+    """What to load for the weights of ``sites``: their modules, or the stack of an expert, which is read at once."""
+    paths = {}
+    for site in sites:
+        parent = site.path.rpartition(".")[0]
+        stacked = site.expert is not None and is_expert_layer(module.get_submodule(parent))
+        paths[parent if stacked else site.path] = None
+    return tuple(paths)
 
 
 def count_requests(group: Sequence[WeightSite], prefix: Prefix) -> list[Statistic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -128,20 +128,37 @@ def _verdict(verification: Mapping[str, Any] | None) -> str:
     return "no" if verification is None else f"{verification['text']} (read back in {verification['process']})"
 
 
+def _bundles(tensors: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Tensors by what a bar stands for: one layer, or the experts of a family (there may be thousands)."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.get("family") or tensor["path"], []).append(tensor)
+    return found
+
+
+def _mean(bundle: Sequence[Mapping[str, Any]], key: str) -> float:
+    return sum(float(tensor[key]) for tensor in bundle) / len(bundle)
+
+
+def _tokens(families: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    return [[f["family"], min(f["tokens"]), max(f["tokens"]), f["tokens"].count(0)] for f in families]
+
+
 def job_page(report: Mapping[str, Any]) -> str:
     """The report of one job: facts, error and bits per layer, events."""
     tensors = list(report["tensors"])
-    labels = [t["path"] for t in tensors]
+    bundles = _bundles(tensors)
+    labels = list(bundles)
     figures = []
     if tensors:
         figures = [
             {
                 "title": "Relative error per layer",
-                "svg": bars(labels, [t["relative_error"] for t in tensors], "|W - Q| / |W|"),
+                "svg": bars(labels, [_mean(b, "relative_error") for b in bundles.values()], "|W - Q| / |W|"),
             },
             {
                 "title": "Bits per weight per layer",
-                "svg": bars(labels, [t["bits_per_weight"] for t in tensors], "bits"),
+                "svg": bars(labels, [_mean(b, "bits_per_weight") for b in bundles.values()], "bits"),
             },
         ]
     facts = [
@@ -153,6 +170,7 @@ def job_page(report: Mapping[str, Any]) -> str:
     coded = [[t["path"], t["format"], t["bits_per_weight"], t["relative_error"]] for t in tensors]
     tables = [
         table("Events", ["kind", "where", "what"], [[e["kind"], e["where"], e["message"]] for e in report["events"]]),
+        table("Calibration tokens of experts", ["family", "fewest", "most", "without"], _tokens(report["experts"])),
         table("Tensors", ["path", "format", "bits", "relative error"], coded),
         table("Kept float", ["path", "why"], [[k["path"], k["reason"]] for k in report["kept_float"]]),
     ]  # fmt: skip

@@ -24,6 +24,7 @@ def report_values(result: JobResult) -> dict[str, Any]:
 
     Times are left out: the same job writes the same bytes, interrupted or not.
     """
+    families = {s.path: s.family for s in result.opened.structure.sites if s.family}
     tensors = [
         {
             "path": path,
@@ -32,6 +33,7 @@ def report_values(result: JobResult) -> dict[str, Any]:
             "input": None if module.input_format is None else str(module.input_format),
             "bits_per_weight": facts.bits_per_weight,
             "relative_error": module.error,
+            **({"family": families[path]} if path in families else {}),
         }
         for unit in result.units
         for path, module in unit.modules.items()
