@@ -23,6 +23,7 @@ from bitwright.errors import InputError
 from bitwright.events import Events
 from bitwright.jobs.choice import choose, derived_seed, stream_needs
 from bitwright.jobs.coding import code_unit, early_requests
+from bitwright.jobs.experts import loading_paths
 from bitwright.jobs.hidden import HiddenStates
 from bitwright.jobs.installing import forget_float, install_module, install_online, restore_float
 from bitwright.jobs.replay import Replay, holders
@@ -116,7 +117,7 @@ class Engine:
         Where nothing runs and nothing is rewritten, only the weights that will be coded are read.
         """
         runs = bool(self.batches) or self.probe is not None or bool(self.recipe.transforms)
-        paths = unit.paths if runs else tuple(s.path for s in unit.sites if self.coded(s))
+        paths = unit.paths if runs else loading_paths(self.model.module, filter(self.coded, unit.sites))
         with ExitStack() as stack:
             for model in (self.model, self.twin):
                 if model is not None:
