@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.jobs.units import Unit
 from bitwright.models import Structure, WeightSite
-from bitwright.models.stream import hidden_of
+from bitwright.models.stream import fresh, hidden_of
 from bitwright.models.structure import StreamParameter
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.transforms import OnlineOperation
@@ -220,7 +220,7 @@ class UnitView:
         calls: list[Call] = []
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args, kwargs))
+            calls.append((fresh(args), fresh(kwargs)))  # the call itself may change a cache
 
         # First of all hooks: an online operation at this input will run again with every call.
         handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
@@ -233,7 +233,7 @@ class UnitView:
     def _run(self, path: str, calls: Sequence[Call], overrides: Mapping[str, Tensor]) -> list[Tensor]:
         shaped = {p: shaped_like(self._module(p), w, self._transposed(p)) for p, w in overrides.items()}
         with swapped_weights(self.root, shaped), torch.no_grad():
-            return [hidden_of(self._module(path)(*args, **kwargs)) for args, kwargs in calls]
+            return [hidden_of(self._module(path)(*args, **kwargs)) for args, kwargs in fresh(list(calls))]
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -9,7 +9,11 @@ from bitwright.models.record import Op, Run
 
 # What hands the values of a parameter on, in another type, memory or shape, whole or in part.
 _HANDS_ON = MOVES | {"half", "bfloat16", "double", "data", "cat", "stack", "concat", "index", "repeat", "tile", "pad"}
-_PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm", "einsum", "mm", "addmm", "linear", "tensordot"})
+_PRODUCTS = frozenset({
+    "matmul", "__matmul__", "bmm", "baddbmm", "einsum", "mm", "addmm", "linear", "tensordot", "bilinear",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru",
+    "multi_head_attention_forward", "_grouped_mm",
+})  # fmt: skip
 
 
 def exceptions(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -29,6 +33,13 @@ def exceptions(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
         for name in used:
             found.setdefault(name, _sentence(op))
     return tuple((name, found[name]) for name in names if name in found)
+
+
+def out_of_reach(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(parameter, sentence) for those of ``names`` whose module the run did not call."""
+    ran = {call.path for call in run.calls}
+    why = "the example does not reach its module, which cannot be asked alone either: it stays float"
+    return tuple((name, why) for name in names if name.rpartition(".")[0] not in ran)
 
 
 def _sentence(op: Op) -> str:

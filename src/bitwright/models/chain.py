@@ -76,6 +76,8 @@ def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:
         hidden, output = call.hidden, call.result
         if counts[call.path] != 1 or not call.path or hidden is None or output is None or call.exit < 0:
             continue
+        if call.items < 0:
+            continue  # nobody but the module itself can make what it returns
         if len(hidden.shape) != len(output.shape) or next(module.get_submodule(call.path).children(), None) is None:
             continue
         weights = _product_weights(run, call)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import InputError
-from bitwright.models.accounting import exceptions
+from bitwright.models.accounting import exceptions, out_of_reach
 from bitwright.models.calling import example_inputs, on_device_of, shrunk
 from bitwright.models.chain import Chain, find_chains
 from bitwright.models.convolutions import ConvolutionFinder
@@ -106,6 +106,7 @@ def _accounted(model: Model, run: Run, found: Structure, rules: Rules) -> Struct
     sites += unseen_sites(model, sites, found.blocks, dict(reasoned))
     found = ruled_sites(rules, model, replace(found, sites=tuple(sites)))
     rest = _uncovered(model.module, list(found.sites))
+    reasoned += out_of_reach(run, [name for name in rest if name not in dict(reasoned)])
     return replace(
         complete_experts(model.module, found),
         ties=find_ties(model.module),

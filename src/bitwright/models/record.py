@@ -69,7 +69,7 @@ class Op:
 class ModuleCall:
     """One call of a module: its operations are ``enter <= index < exit``.
 
-    ``items`` counts the items of an output tuple (0: the output is no tuple).
+    ``items`` counts the items of an output tuple (0: the output is a tensor; -1: anything else, a mapping for one).
     """
 
     index: int
@@ -158,6 +158,11 @@ def _flat(value: Any, slot: Slot | None) -> Iterator[tuple[Slot, torch.Tensor]]:
             yield from _flat(getattr(value, entry.name), slot if slot is not None else entry.name)
 
 
+def _has_no_memory(tensor: torch.Tensor) -> bool:
+    """Whether it stands for many tensors inside of a vmap (masks are made so); what comes out of it is plain again."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> Extent:
     """Which elements of the storage a view covers, the same for every reshape and permutation of it."""
     merged: list[tuple[int, int]] = []
@@ -216,8 +221,12 @@ class _Recorder(TorchFunctionMode):
         if reads_expert(args):
             return product_under(self, func, args, kwargs)
         tensors = [*_flat(args, None), *_flat(kwargs, None)]
+        if any(_has_no_memory(tensor) for _, tensor in tensors):
+            return func(*args, **kwargs)
         inputs = tuple((slot, self.ref(tensor)) for slot, tensor in tensors)
         result = func(*args, **kwargs)
+        if any(_has_no_memory(tensor) for tensor in flat_tensors(result)):
+            return result
         outputs = [self.ref(tensor) for tensor in flat_tensors(result)]
         changed = [self.ref(t) for (_, t), (_, before) in zip(tensors, inputs, strict=True) if self.ref(t) != before]
         if not outputs and not changed:
@@ -246,5 +255,5 @@ class _Recorder(TorchFunctionMode):
     def _leaving(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = self._stack.pop()
         call.exit = len(self.run.ops)
-        call.items = len(output) if isinstance(output, tuple | list) else 0
+        call.items = len(output) if type(output) in {tuple, list} else 0 if isinstance(output, torch.Tensor) else -1
         call.outputs = tuple(self.ref(tensor) for tensor in flat_tensors(output))

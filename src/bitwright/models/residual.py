@@ -106,6 +106,8 @@ def _origins(model: Model, flow: Flow, hidden: Ref, dim: int) -> tuple[tuple[str
         fresh = [ref.key for ref in _linear_operands(op, dim) if ref.key not in seen]
         seen.update(fresh)
         waiting.extend(fresh)
+    for index in (i for key in seen - {hidden.key} for i in flow.run.readers.get(key, ()) if i in flow.in_norm):
+        raise NotOffered(f"{flow.in_norm[index]} reads the residual stream before the first block, so it began earlier")
     return tuple(paths), list(tables.values())
 
 

@@ -152,7 +152,7 @@ def _whole(op: Op, path: str, entry: Ref, run: Run) -> bool:
         if call.enter <= op.index < call.exit:
             given = [ref.key for _, ref in call.inputs]
             made = [ref.key for ref in call.outputs]
-            return given == [entry.key] and made == [op.outputs[0].key]
+            return given == [entry.key] and made == [op.outputs[0].key] and call.items == 0
     return False
 
 

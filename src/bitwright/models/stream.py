@@ -31,8 +31,8 @@ class Call:
 
     def filled(self, hidden: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with ``hidden`` put in its place."""
-        args = tuple(hidden if i == self.slot else _fresh(value) for i, value in enumerate(self.args))
-        kwargs = {name: hidden if name == self.slot else _fresh(value) for name, value in self.kwargs.items()}
+        args = tuple(hidden if i == self.slot else fresh(value) for i, value in enumerate(self.args))
+        kwargs = {name: hidden if name == self.slot else fresh(value) for name, value in self.kwargs.items()}
         return args, kwargs
 
 
@@ -144,14 +144,14 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits if isinstance(logits, torch.Tensor) else hidden_of(output)
 
 
-def _fresh(value: Any) -> Any:
+def fresh(value: Any) -> Any:
     """An argument as it was recorded: what a block could change in place (a cache) is copied for every call."""
     if value is None or isinstance(value, torch.Tensor | int | float | str):
         return value
     if type(value) in {list, tuple}:
-        return type(value)(_fresh(item) for item in value)
+        return type(value)(fresh(item) for item in value)
     if type(value) is dict:
-        return {key: _fresh(item) for key, item in value.items()}
+        return {key: fresh(item) for key, item in value.items()}
     return copy.deepcopy(value)
 
 
