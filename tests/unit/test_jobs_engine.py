@@ -142,16 +142,16 @@ def test_float_prefix_takes_one_sweep_of_the_float_model() -> None:
 @pytest.mark.parametrize("prefix", ["float", "block", "layer"])
 def test_hessians_are_those_of_their_stream(prefix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hessian that reaches the solver is X'X of the inputs that a plain forward pass of that stream sees."""
-    import bitwright.jobs.coding as coding_module
+    import bitwright.jobs.solving as solving_module
 
     seen: dict[str, Any] = {}
-    original = coding_module.quantize_weight
+    original = solving_module.quantize_weight
 
     def spy(w: Tensor, quantizer: Quantizer, context: Any) -> Any:
         seen[context.where] = context.statistics[Hessian(prefix)]
         return original(w, quantizer, context)
 
-    monkeypatch.setattr(coding_module, "quantize_weight", spy)
+    monkeypatch.setattr(solving_module, "quantize_weight", spy)
     recipe = _prefix_recipe(prefix)
     module = tiny_llama()
     run(Job(module, recipe, BATCHES))

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from block_clock import Parts, report
 
 from bitwright import __version__
-from bitwright.jobs import coding
+from bitwright.jobs import solving
 from bitwright.jobs.api import quantize as run_job
 from bitwright.statistics.hessian import HessianCollector
 
@@ -25,7 +25,7 @@ PARTS = Parts()
 
 def quantize(model: torch.nn.Module, rows: torch.Tensor) -> None:
     """The job as `bitwright.quantize` runs it, with a clock around its two costly functions."""
-    update, solve = HessianCollector.update, coding.quantize_weight
+    update, solve = HessianCollector.update, solving.quantize_weight
 
     def timed_update(*arguments: object) -> None:
         with PARTS.counted("hessian"):
@@ -35,7 +35,7 @@ def quantize(model: torch.nn.Module, rows: torch.Tensor) -> None:
         with PARTS.counted("solve"):
             return solve(*arguments)
 
-    HessianCollector.update, coding.quantize_weight = timed_update, timed_solve
+    HessianCollector.update, solving.quantize_weight = timed_update, timed_solve
     batches = [{"input_ids": row.unsqueeze(0)} for row in rows]
     run_job(model, "gptq", batches, weights="int4 g128", settings={"clip": "false"})
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from bitwright.jobs.choice import Choice, derived_seed
 from bitwright.jobs.experts import (
     Group,
     count_requests,
@@ -20,12 +16,12 @@ from bitwright.jobs.experts import (
 )
 from bitwright.jobs.installing import install_module
 from bitwright.jobs.result import ModuleResult, UnitResult
+from bitwright.jobs.solving import Statistics, code_sites
 from bitwright.jobs.sweep import Requests, Results
 from bitwright.jobs.units import Unit
 from bitwright.jobs.view import UnitView
+from bitwright.jobs.workers import Shared
 from bitwright.models import WeightSite
-from bitwright.stages.quantizer import Quantizer, WeightContext
-from bitwright.stages.solve import quantize_weight
 from bitwright.statistics import Prefix, Statistic
 
 if TYPE_CHECKING:
@@ -36,20 +32,48 @@ def code_unit(engine: Engine, unit: Unit, view: UnitView, result: UnitResult, ea
     """Round every selected weight of a unit and install it; ``early`` holds what is known before any rounding."""
     groups = coded_groups(engine, unit)
     sizes = {g[0].path: sum(r.memory_bytes(g[0].shape[1]) for r in _late_needs(engine, g)) for g in groups}
-    done = 0
-    for wave in waves(groups, sizes, engine.replay_bytes):
-        gathered = _wave_statistics(engine, unit, wave, early)
-        if wave[0][0].expert is not None:
-            _note_experts(engine, wave, gathered, result)
-        for group in wave:
-            for site in group:
-                _install(engine, _code(engine, view, site, gathered[group[0].path]), result)
-            done += len(group)
-            engine.progress(unit.name, done / max(1, sum(map(len, groups))))
+    count = sum(map(len, groups))
+    for stretch in _stretches(engine, waves(groups, sizes, engine.replay_bytes)):
+        gathered: Results = {}
+        for wave in stretch:
+            gathered.update(_wave_statistics(engine, unit, wave, early))
+            if wave[0][0].expert is not None:
+                _note_experts(engine, wave, gathered, result)
+        for module in code_sites(engine, view, _with_statistics(engine, stretch, gathered)):
+            _install(engine, module, result)
+            engine.progress(unit.name, len(result.modules) / max(1, count))
     for site in unit.sites:
         if site.kind == "embedding" and engine.coded(site):
             engine.replay.clear()  # an embedding lies before layers that are rounded already
-            _install(engine, _code(engine, view, site, {}), result)
+            for module in code_sites(engine, view, [(site, engine.workers.share({}), {})]):
+                _install(engine, module, result)
+
+
+def _stretches(engine: Engine, found: Sequence[Sequence[Group]]) -> list[list[Sequence[Group]]]:
+    """Waves whose layers can be rounded side by side: none but the first waits for a sweep behind earlier ones.
+
+    Waves of experts stay apart: they bound what is held of the experts' statistics.
+    """
+    stretches: list[list[Sequence[Group]]] = []
+    for wave in found:
+        waits = any(_late_needs(engine, group) for group in wave) or wave[0][0].expert is not None
+        if stretches and not waits:
+            stretches[-1].append(wave)
+        else:
+            stretches.append([wave])
+    return stretches
+
+
+def _with_statistics(
+    engine: Engine, stretch: Sequence[Sequence[Group]], gathered: Results
+) -> Iterator[tuple[WeightSite, Shared[Statistics], Statistics]]:
+    """The layers of a stretch in order; a group's statistics are sent out once."""
+    for wave in stretch:
+        for group in wave:
+            statistics = gathered[group[0].path]
+            shared = engine.workers.share(statistics)
+            for site in group:
+                yield site, shared, statistics
 
 
 def coded_groups(engine: Engine, unit: Unit) -> list[list[WeightSite]]:
@@ -123,51 +147,3 @@ def _note_experts(engine: Engine, wave: Sequence[Group], gathered: Results, resu
             "one stream", wave[0][0].family,
             "the float model routes other tokens to its experts, so these read the quantized stream alone",
         )  # fmt: skip
-
-
-def _code(engine: Engine, view: UnitView, site: WeightSite, statistics: Mapping[Statistic, Any]) -> ModuleResult:
-    w = view.weight(site.path)
-    choice: Choice = engine.choices[site.path]
-    context = WeightContext(
-        where=site.path,
-        statistics={**statistics, **_gradients(engine, site, w)},
-        seed=derived_seed(engine.seed, engine.recipe.name, site.path),
-        events=engine.events,
-    )
-    weight = None
-    error = 0.0
-    if choice.weight is not None:
-        weight = quantize_weight(w, _feasible(choice.weight, site, context), context)
-        error = float((weight.dequantize() - w).norm() / w.norm().clamp_min(1e-30))
-    module = ModuleResult(
-        site.path, site.kind, bool(getattr(site, "transposed", False)), weight, view.bias(site.path)
-        if site.kind != "embedding" else None, online=tuple(view.online.get(site.path, ())), error=error,
-    )  # fmt: skip
-    if choice.input is not None and choice.input.format.time == "dynamic":
-        module.input_format = choice.input.format
-    return module
-
-
-def _gradients(engine: Engine, site: WeightSite, w: Tensor) -> Mapping[Statistic, Any]:
-    """What a backward pass told of a weight; all weights of an expert without tokens count alike, as an event."""
-    weight = engine.choices[site.path].weight
-    wanted = [r for r in weight.needs if getattr(r, "reads", "input") == "weight gradient"] if weight else []
-    given = engine.given.get(site.path, {})
-    if site.expert is None or not wanted or all(r in given and bool(given[r].any()) for r in wanted):
-        return given
-    engine.events.record("no calibration signal", site.path, "no token is routed to it; its weights count alike")
-    return {**given, **{r: torch.ones_like(w) for r in wanted}}
-
-
-def _feasible(quantizer: Quantizer, site: WeightSite, context: WeightContext) -> Quantizer:
-    """Round to nearest, as an event, where a statistic of this site could not be gathered."""
-    missing = [r for r in quantizer.needs if r not in context.statistics]
-    if not missing:
-        return quantizer
-    context.events.record(
-        "no calibration signal", site.path,
-        f"{', '.join(type(r).__name__ for r in missing)} could not be gathered "
-        f"({'a grouped convolution' if site.groups > 1 else 'the layer was not called'}); "
-        "its weights are rounded to nearest",
-    )  # fmt: skip
-    return Quantizer(quantizer.format)

@@ -33,6 +33,7 @@ from bitwright.jobs.stored import parameter_dtype, stored_dtype
 from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks, stop_after
 from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
+from bitwright.jobs.workers import HERE, Workers
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
 from bitwright.stages.transforms import TransformReport
@@ -65,6 +66,7 @@ class Engine:
         replay_bytes: how much of what a unit computed is kept for its later sweeps (``None``: all).
         record: what the untouched float model answered already, shared by the recipes of a comparison.
         release: give a unit's quantized modules back once it is finished (it was written).
+        workers: where the rounding of weights runs.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Engine:
     window_bytes: int | None = None
     replay_bytes: int | None = None
     progress: Progress = lambda text, share: None
+    workers: Workers = HERE
 
     def __post_init__(self) -> None:
         self.units = split_units(self.structure)

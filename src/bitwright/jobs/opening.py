@@ -15,6 +15,7 @@ from bitwright.events import Event
 from bitwright.jobs.choice import Choice, choose, coded_ties, stream_needs
 from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
+from bitwright.jobs.workers import HERE, Workers
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import example_inputs
 from bitwright.models.experts import open_experts, open_stacks
@@ -42,6 +43,7 @@ class Job:
         parallel: how many devices it cuts every layer for.
         request: the request behind the job as JSON, kept in the working folder until the job is finished (for resume).
         events: what happened while the data were read; they belong to the job's report.
+        workers: where its tasks run; the result does not depend on it.
     """
 
     model: str | Path | nn.Module
@@ -59,6 +61,7 @@ class Job:
     parallel: int = 1
     request: str = ""
     events: tuple[Event, ...] = ()
+    workers: Workers = HERE
 
 
 @dataclass

@@ -220,6 +220,8 @@ def _run_units(
             result.let_go()
         results.append(result)
         progress(unit.name, unit.index + 1, total, 1.0)
+    for words in job.workers.strangers():
+        events.record("another machine", "cluster", f"{words}; the last bits may differ")
     manifest = build_manifest(job, results)
     job_result = JobResult(job, opened, results, events.entries, 0.0, 0, manifest, resumed=len(finished))
     if engine.probe is not None:
@@ -259,6 +261,7 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record:
         spill=None if work is None else work / "hidden",
         window_bytes=activation_window(job),
         replay_bytes=replay_window(job),
+        workers=job.workers,
     )
 
 
