@@ -142,6 +142,13 @@ def test_an_illegal_job_is_refused_before_anything_is_written(checkpoint: Path, 
         plan(replace(job, parallel=9))
 
 
+def test_online_rotations_are_served_by_our_runtime_only(checkpoint: Path) -> None:
+    job = Job(checkpoint, build_recipe("rtn", (("transforms", "quarot"),), "int4 g128 sym"), engine="vllm")
+    found = check_engine(job, open_job(job))
+    assert not found.legal
+    assert "run with the model" in found.text
+
+
 def test_a_cache_of_codes_is_served_by_our_runtime_only(checkpoint: Path) -> None:
     found = _legality(checkpoint, "", "vllm", recipe="kv-int")
     assert not found.legal

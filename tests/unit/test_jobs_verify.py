@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bitwright.jobs import Job, run
 from bitwright.jobs.fresh import answer_in_fresh_process
 from bitwright.jobs.read_back import answer
 from bitwright.jobs.request import build_recipe
+from bitwright.stages.transforms import TransformReport
 from tests.unit.jobs_toys import save_model, tiny_llama, token_ids
 
 BATCHES = [{"input_ids": token_ids()}]
@@ -36,6 +38,29 @@ def test_a_fresh_process_answers_as_this_one_held_and_weight_by_weight(finished:
         found, bad = answer_in_fresh_process(finished, batch, held=held)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert bad == ()
+
+
+@pytest.mark.parametrize("recipe", ["smoothquant", "quarot", "awq"])
+def test_transforms_are_seen_to_leave_the_float_model_as_it_is(recipe: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny_llama())
+    verdict = run(Job(tmp_path / "model", build_recipe(recipe), BATCHES, out=tmp_path / "out")).verification
+    assert verdict is not None
+    assert 0 < verdict["transform_difference"] < 1e-4
+
+
+def test_a_transform_that_changes_the_function_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitwright.stages.transforms.smoothing import Smoothing
+
+    def broken(self: Smoothing, block: Any, *rest: Any) -> TransformReport:
+        for path in block.linears[:1]:
+            block.set_weight(path, block.weight(path) * 1.5)
+        return TransformReport("broken", ())
+
+    monkeypatch.setattr(Smoothing, "apply", broken)
+    save_model(tmp_path / "model", tiny_llama())
+    with pytest.raises(CheckError, match="transforms moved the float outputs"):
+        run(Job(tmp_path / "model", build_recipe("smoothquant"), BATCHES, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recipe", ["smoothquant", "quarot", "lorc", "kv-int"])

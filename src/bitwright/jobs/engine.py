@@ -59,9 +59,8 @@ class Engine:
         batches: calibration batches (may be empty for a recipe that reads no data).
         given: results of statistics that need the whole model (weight gradients), by path.
         importance: mean squared gradients at unit outputs, by unit name and batch, for learning losses.
-        probe: a tiny batch that is carried through every unit before and after its work; ``original_output`` is then
-            what the float model answers and ``probe_output`` what the quantized model in memory does, to be compared
-            with the model that is read back from disk.
+        probe: a tiny batch that is carried through every unit before its work (``original_output``), behind its
+            transforms (``transformed_output``; not in a resumed job) and after it (``probe_output``).
         window_bytes: how much of each stream stays in memory; the rest goes to files under ``spill``.
         replay_bytes: how much of what a unit computed is kept for its later sweeps (``None``: all).
         record: what the untouched float model answered already, shared by the recipes of a comparison.
@@ -102,6 +101,8 @@ class Engine:
         self.probe_runner = None if self.probe is None else Runner(self.model, self.structure, [self.probe])
         self.probe_output: Tensor | None = None
         self.original_output: Tensor | None = None
+        self.transformed_output: Tensor | None = None
+        self.restored = False
         self.transforms_model = transforms_by_scope(self.recipe.transforms, "model")
         self.transforms_block = transforms_by_scope(self.recipe.transforms, "block")
         self.untouched = not self.transforms_model
@@ -132,10 +133,12 @@ class Engine:
         """Take one unit through the recipe and move the streams past it."""
         started = time.perf_counter()
         with self.loaded(unit):
-            self._probe_original(unit)
+            self.original_output = self._probed(unit, self.original_output)
             view = self._view(unit)
             notes = self._transform(unit, view, self.events)
-            result = UnitResult(unit.name, notes=[_note(n) for n in notes])
+            if self.recipe.transforms and not self.restored:
+                self.transformed_output = self._probed(unit, self.transformed_output)
+            result = UnitResult(unit.name, notes=[n.as_json() for n in notes])
             after, early = self._before_rounding(unit)
             code_unit(self, unit, view, result, early)
             self._after_rounding(unit, view, result)
@@ -148,7 +151,8 @@ class Engine:
     def restore(self, unit: Unit, result: UnitResult) -> None:
         """Install a unit that an earlier run finished, and move the streams past it."""
         with self.loaded(unit):
-            self._probe_original(unit)
+            self.original_output = self._probed(unit, self.original_output)
+            self.restored = True
             view = self._view(unit)
             if self.twin is not None or not self.reads_quantized:
                 # The float stream runs in the transformed coordinates, so the transforms are made again (exactly).
@@ -166,11 +170,12 @@ class Engine:
             self._advance(unit, after)
             self._release(result)
 
-    def _probe_original(self, unit: Unit) -> None:
-        """Carry the probe through the unit as the checkpoint has it; nothing has touched the unit yet."""
-        if self.probe_runner is not None:
-            with torch.no_grad():
-                self.original_output = self.probe_runner.run(unit, 0, self.original_output)
+    def _probed(self, unit: Unit, hidden: Tensor | None) -> Tensor | None:
+        """Carry the probe through the unit as it is now."""
+        if self.probe_runner is None:
+            return None
+        with torch.no_grad():
+            return self.probe_runner.run(unit, 0, hidden)
 
     def _release(self, result: UnitResult) -> None:
         """Let go of what the unit held: its float modules, or (written to disk) its quantized ones."""
@@ -386,14 +391,8 @@ class Engine:
             if self.record is None or self.transforms_model:  # else it is the record's
                 self.float.clear()
             self.float = after
-        if self.probe_runner is not None:
-            with torch.no_grad():
-                self.probe_output = self.probe_runner.run(unit, 0, self.probe_output)
+        self.probe_output = self._probed(unit, self.probe_output)
         if self.reads_quantized and unit.kind not in ("suffix", "whole"):
             self.sweep(unit, {}, "quantized", onto=self.quantized)
         self.replay.clear()
         self.twin_replay.clear()
-
-
-def _note(report: TransformReport) -> dict[str, Any]:
-    return {"transform": report.name, "places": [{"where": w, **dict(v)} for w, v in report.places]}

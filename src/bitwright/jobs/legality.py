@@ -104,7 +104,7 @@ def planned_layers(job: Job, opened: Opened) -> list[Layer]:
                 path, site.kind, site.shape, None if weight is None else weight.format,
                 None if choice.input is None else choice.input.format, _split(site, together, opened),
                 _head_dim(site, together, heads), _joined(site, together), terms,
-                online=any(getattr(t, "leaves_online", False) for t in job.recipe.transforms),
+                online=any(t.leaves_online for t in job.recipe.transforms),
             )
         )  # fmt: skip
     return layers

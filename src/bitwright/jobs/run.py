@@ -21,7 +21,7 @@ from torch import nn
 from bitwright import __version__
 from bitwright.data import ImageData, TokenData
 from bitwright.errors import CheckError, InputError
-from bitwright.evaluation.memory import peak_memory
+from bitwright.evaluation.memory import peak_memory, return_free_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.float_record import FloatRecord
@@ -124,6 +124,7 @@ def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None =
     started = time.perf_counter()
     with peak_memory() as memory:
         opened = open_job(job)
+        return_free_memory()
         check_memory(job, opened)
         if job.engine and not (legality := check_engine(job, opened)).legal:
             raise InputError(legality.text)
@@ -219,7 +220,7 @@ def _run_units(
         if output is not None:
             result.let_go()
         results.append(result)
-        progress(unit.name, unit.index + 1, total, 1.0)
+        _unit_progress(progress, unit.index + 1, total, unit.name, 1.0)
     for words in job.workers.strangers():
         events.record("another machine", "cluster", f"{words}; the last bits may differ")
     manifest = build_manifest(job, results)
@@ -227,7 +228,8 @@ def _run_units(
     if engine.probe is not None:
         assert engine.original_output is not None
         assert engine.probe_output is not None
-        job_result.probe = Probe(engine.probe, engine.original_output.float(), engine.probe_output.float())
+        moved = None if engine.restored else engine.transformed_output
+        job_result.probe = Probe(engine.probe, engine.original_output.float(), engine.probe_output.float(), moved)
     if output is not None:
         output.finish(manifest, (REPORT, PAGE))
     return job_result
@@ -266,6 +268,7 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record:
 
 
 def _unit_progress(progress: Progress, done: int, total: int, text: str, share: float) -> None:
+    return_free_memory()
     progress(text, done, total, share)
 
 

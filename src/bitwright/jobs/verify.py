@@ -17,16 +17,24 @@ from bitwright.runtime.load import load
 if TYPE_CHECKING:
     from bitwright.jobs.run import JobResult
 
+MOVED = 1e-3
+"""How far transforms may move a float model's outputs, over the largest: rounding of fp32 through many layers."""
+
 
 @dataclass(frozen=True)
 class Verification:
     """What was compared, on the probe: at most 64 tokens of the calibration data, or one image.
 
-    ``reload_difference`` is the largest absolute difference of outputs between the model in memory and the one that
-    was read back, over the largest absolute output. ``kl`` (nats per token or image, of the original's distribution
-    against that of the model read back) and ``top1_agreement`` compare with the original, where the model answers
-    with logits. ``bad_tensors`` hold NaN or Inf or scales of zero; ``lost_tensors`` are source tensors that the output
-    does not account for; ``process`` says where the model was read back.
+    Attributes:
+        reload_difference: largest absolute difference of outputs between the model in memory and the one that was read
+            back, over the largest absolute output.
+        kl: divergence (nats per token or image) of the model read back from the original, where both give logits.
+        top1_agreement: share of equal most likely answers of the two.
+        transform_difference: how far the transforms moved the float model's outputs, over the largest one; they are
+            meant to leave it as it is.
+        bad_tensors: those that hold NaN or Inf, or scales of zero.
+        lost_tensors: source tensors that the output does not account for.
+        process: where the model was read back.
     """
 
     ok: bool
@@ -36,6 +44,7 @@ class Verification:
     text: str
     kl: float | None = None
     top1_agreement: float | None = None
+    transform_difference: float | None = None
     process: str = "this process"
 
     def as_json(self) -> dict[str, Any]:
@@ -45,11 +54,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class Probe:
-    """A batch with what the float model and the quantized model in memory answer to it."""
+    """A batch with what the float model answers, before and behind its transforms, and the quantized one in memory."""
 
     batch: dict[str, Tensor]
     original: Tensor
     quantized: Tensor
+    transformed: Tensor | None = None
 
 
 def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, tolerance: float = 1e-4) -> Verification:
@@ -71,14 +81,18 @@ def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, t
         bad = unsound_tensors(checkpoint)
         if probe is not None:
             answer = model_answer(load(folder, skeleton), probe.batch)
-    difference = kl = agreement = None
+    difference = kl = agreement = moved = None
     if probe is not None and answer is not None:
         difference = relative_difference(answer, probe.quantized)
         kl, agreement = _against_original(probe.original, answer)
-    ok = not bad and not lost and (difference is None or difference <= tolerance)
-    text = _text(ok, difference, bad, lost, tolerance) + _compared(kl, agreement)
+        if probe.transformed is not None:
+            moved = relative_difference(probe.transformed, probe.original)
+    faults = _faults(bad, lost, difference, tolerance, moved)
+    compared = "" if difference is None else f"; outputs after reloading differ by {difference:.1e} of the largest"
+    text = "; ".join(faults) or f"every tensor is finite and accounted for{compared}"
     where = "a fresh process" if fresh else "this process"
-    return Verification(ok, difference, bad, lost, text, kl, agreement, where)
+    text += _compared(kl, agreement)
+    return Verification(not faults, difference, bad, lost, text, kl, agreement, moved, where)
 
 
 def relative_difference(y: Tensor, expected: Tensor) -> float:
@@ -125,15 +139,17 @@ def _compared(kl: float | None, agreement: float | None) -> str:
     return f"; against the original, on a short probe: KL {kl:.3g}, the same most likely answer {agreement:.0%}"
 
 
-def _text(ok: bool, difference: float | None, bad: tuple[str, ...], lost: tuple[str, ...], tolerance: float) -> str:
-    if ok:
-        compared = "" if difference is None else f"; outputs after reloading differ by {difference:.1e} of the largest"
-        return f"every tensor is finite and accounted for{compared}"
-    parts = []
+def _faults(
+    bad: tuple[str, ...], lost: tuple[str, ...], difference: float | None, tolerance: float, moved: float | None
+) -> list[str]:
+    """What is wrong, in sentences."""
+    found = []
     if bad:
-        parts.append(f"{len(bad)} tensors hold NaN, Inf or zero scales, e.g. {bad[0]}")
+        found.append(f"{len(bad)} tensors hold NaN, Inf or zero scales, e.g. {bad[0]}")
     if lost:
-        parts.append(f"{len(lost)} source tensors are missing, e.g. {lost[0]}")
+        found.append(f"{len(lost)} source tensors are missing, e.g. {lost[0]}")
     if difference is not None and difference > tolerance:
-        parts.append(f"outputs after reloading differ by {difference:.1e} of the largest (allowed {tolerance:g})")
-    return "; ".join(parts)
+        found.append(f"outputs after reloading differ by {difference:.1e} of the largest (allowed {tolerance:g})")
+    if moved is not None and moved > MOVED:
+        found.append(f"transforms moved the float outputs by {moved:.1e} of the largest (allowed {MOVED:g})")
+    return found

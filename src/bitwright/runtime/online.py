@@ -34,7 +34,8 @@ def online_operation(entry: Mapping[str, Any]) -> OnlineOperation:
     if missing:
         raise InputError(f"the online operation {kind} lacks {', '.join(missing)}; the checkpoint is incomplete")
     for name, value in options.items():
-        if type(value) is not int or not 0 <= value < 2**63:
+        least = -1 if name == "seed" else 1  # a seed of -1: no signs
+        if type(value) is not int or not least <= value < 2**63:
             raise InputError(f"the option {name} of {kind} must be a whole number, not {value!r:.80}; quantize again")
     return OnlineOperation(kind, tuple((name, int(options[name])) for name in KINDS[kind]))
 

@@ -143,6 +143,10 @@ class TransformReport:
     name: str
     places: tuple[tuple[str, Mapping[str, float]], ...] = field(default=())
 
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form of the report."""
+        return {"transform": self.name, "places": [{"where": where, **values} for where, values in self.places]}
+
 
 @runtime_checkable
 class Transform(Protocol):
@@ -163,6 +167,10 @@ class Transform(Protocol):
     @property
     def unties(self) -> bool:
         """Whether tied weights must become two tensors first (it changes one of them only)."""
+
+    @property
+    def leaves_online(self) -> bool:
+        """Whether it leaves operations that run with the model, which other engines do not have."""
 
     def apply(
         self,
@@ -193,6 +201,11 @@ class DataFree:
         """Most touch no tied weight."""
         return False
 
+    @property
+    def leaves_online(self) -> bool:
+        """Most are folded into weights entirely."""
+        return False
+
 
 @dataclass(frozen=True)
 class WithinUnit:
@@ -206,6 +219,11 @@ class WithinUnit:
     @property
     def unties(self) -> bool:
         """Both ends of a pair lie inside one unit."""
+        return False
+
+    @property
+    def leaves_online(self) -> bool:
+        """A pair is folded into weights entirely."""
         return False
 
 

@@ -196,6 +196,11 @@ class OnlineRotation(DataFree):
     randomised matrix on top of the folded one.
     """
 
+    @property
+    def leaves_online(self) -> bool:
+        """Its operation runs with the model."""
+        return True
+
     def apply(
         self, block: Block, statistics: Mapping[str, Mapping[Statistic, Any]], seed: int, events: Events
     ) -> TransformReport:
@@ -232,6 +237,11 @@ class KeyRotation(DataFree):
     QuaRot rotates queries too, behind the rotary embedding, so that the product stays; here the cache turns decoded
     keys back, which gives the same numbers without touching the attention.
     """
+
+    @property
+    def leaves_online(self) -> bool:
+        """Its operation runs with the model."""
+        return True
 
     def apply(
         self, block: Block, statistics: Mapping[str, Mapping[Statistic, Any]], seed: int, events: Events
