@@ -78,6 +78,7 @@ class PairFinder:
         for use in self.flow.uses:
             if use.site.kind == "linear" and use.site.block == block:
                 candidates += self._of_linear(use, call.enter)
+        candidates = _one_expert_each(candidates)
         held = [item for item in candidates if self._known.get(item.likeness(call.path), False)]
         error = self._error(held)
         proved = {id(item): item.pair(error) for item in held} if error <= TOLERANCE else {}
@@ -183,6 +184,18 @@ class PairFinder:
         if site.tied_to is not None:
             return True
         return any(use.site.tied_to == site.name for use in self.flow.uses)
+
+
+def _one_expert_each(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates with one expert for all of its family: they are the same code, and there may be hundreds."""
+    found: dict[object, Candidate] = {}
+    for item in candidates:
+        source = item.source
+        inside = isinstance(source, WeightSite) and source.expert is not None
+        inside = inside and all(sink.expert == source.expert for sink in item.sinks)
+        key = (source.family, *(sink.family for sink in item.sinks)) if inside else id(item)
+        found.setdefault(key, item)
+    return list(found.values())
 
 
 def spread_heads(scale: torch.Tensor, repeat: int, head: int) -> torch.Tensor:

@@ -156,10 +156,10 @@ def _count(ref: Ref) -> int:
 
 
 def complete_experts(module: nn.Module, found: Structure) -> Structure:
-    """Give experts that got no token in the example the place, pairs and stream parameters of their siblings.
+    """Give every expert the pairs that were proved for one of its family, and those without a token their place.
 
     What was proved for one expert holds for all: they are the same code on other weights. A norm's pair must name all
-    readers, so without this an expert without tokens would be left behind.
+    readers and a residual stream all that touch it, so without this an expert without tokens would be left behind.
     """
     held = {prefix for site in found.sites if site.expert is not None and (prefix := _prefix(site))} | stacks(module)
     sites = tuple(s if s.expert is not None else _numbered(s, held) for s in found.sites)
@@ -167,16 +167,13 @@ def complete_experts(module: nn.Module, found: Structure) -> Structure:
     for site in sites:
         if site.expert is not None:
             families.setdefault(site.family, []).append(site)
-    families = {f: members for f, members in families.items() if not all(s.seen for s in members)}
-    if not families:
-        return replace(found, sites=sites)
     member = {s.path: s for members in families.values() for s in members}
     pairs = [_widened(pair, member, families) for pair in found.pairs]
     for pair in found.pairs:
         source = member.get(pair.source)
         if source is not None:
             have = {p.source for p in pairs}
-            missing = [s for s in families[source.family] if not s.seen and s.path not in have]
+            missing = [s for s in families[source.family] if s.path not in have]
             pairs += [_moved(pair, source, s) for s in missing]
     residual = found.residual and _widened_stream(found.residual, member, families)
     return replace(found, sites=sites, pairs=tuple(pairs), residual=residual)
