@@ -6,7 +6,7 @@ import datetime
 import itertools
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bitwright.claims.assets import load_asset
 from bitwright.claims.measure import Bench, Measured, replaced_data
 from bitwright.errors import InputError, nearest_key
 from bitwright.jobs.request import build_recipe
+from bitwright.jobs.workers import HERE, Workers
 from bitwright.recipes import Check, Claim, Recipe, RecipeInfo, recipe_info
 
 FORMAT_VERSION = 1
@@ -219,6 +220,30 @@ def run_claim(
         left_out=tuple(c.text or describe(c) for c in info.claim.checks if c.asset in left_out),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     )
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    assets: Path | None
+    quick: bool
+    say: Callable[[str], None] | None
+
+
+def _run_task(task: _Task) -> ClaimResult:
+    return run_claim(task.name, task.assets, task.quick, task.say or (lambda text: None))
+
+
+def run_claims(
+    names: Sequence[str], assets: Path | None, quick: bool, say: Callable[[str], None], workers: Workers = HERE
+) -> Iterator[ClaimResult]:
+    """Measure the claims of several recipes, one task each, in the order of the names.
+
+    Tasks on a cluster read the assets from the same folder of their own machine, and say nothing on the way.
+    """
+    heard = None if workers.remote else say
+    assets = assets.resolve() if assets is not None else None
+    yield from workers.map(_run_task, [_Task(name, assets, quick, heard) for name in names])
 
 
 def _substitute(asset: str) -> str:

@@ -19,6 +19,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream."
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; torch's own choice if not given.", min=1)]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip reading the result back from disk and comparing it.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat every fallback as an error.")]
+Cluster = Annotated[
+    str, typer.Option("--cluster", help="Run tasks on Ray: `local`, or the HOST:PORT of a cluster; --threads for each.")
+]
 Engine = Annotated[
     str, typer.Option("--for", help="Engine that has to serve it: vllm, llama.cpp, transformers or onnxruntime.")
 ]

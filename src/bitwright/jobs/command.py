@@ -13,6 +13,7 @@ from bitwright.jobs.output import REQUEST_NAME, working_folder
 from bitwright.jobs.report import report_values
 from bitwright.jobs.request import Request, build_job
 from bitwright.jobs.run import Progress, no_progress, run
+from bitwright.jobs.workers import HERE, Workers
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -31,7 +32,9 @@ def size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def quantize_request(request: Request, progress: Progress = no_progress, check: bool = True) -> dict[str, Any]:
+def quantize_request(
+    request: Request, progress: Progress = no_progress, check: bool = True, workers: Workers = HERE
+) -> dict[str, Any]:
     """Run a request into its folder and return the summary that ``--json`` prints.
 
     Raises:
@@ -41,7 +44,7 @@ def quantize_request(request: Request, progress: Progress = no_progress, check: 
         raise InputError("an output folder is needed; give --out DIR")
     if Path(request.out).exists():  # said before minutes of reading data; the run checks it again
         raise InputError(f"{request.out} exists already; choose another --out or remove it")
-    job = replace(build_job(request), verify=check, fresh_process=True)
+    job = replace(build_job(request), verify=check, fresh_process=True, workers=workers)
     result = run(job, progress)
     return {
         "out": request.out,

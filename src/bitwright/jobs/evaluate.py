@@ -25,6 +25,7 @@ from bitwright.jobs.opened_model import RunnableModel, open_runnable
 from bitwright.jobs.opening import Job
 from bitwright.jobs.request import ID_FILES, Request, build_job, build_recipe
 from bitwright.jobs.run import data_digest, run
+from bitwright.jobs.workers import HERE, Shared, Workers
 from bitwright.models import open_model
 from bitwright.recipes.registry import with_weight_format
 from bitwright.runtime.cache import cache_factory
@@ -118,10 +119,12 @@ def compare(
     source: str = "",
     count: int | None = None,
     say: Callable[[str, float], None] = lambda text, share: None,
+    workers: Workers = HERE,
 ) -> dict[str, Any]:
     """Quantize a model by several recipes and formats in memory and measure all against the same float predictions.
 
     The float predictions, and the statistics and streams of the float model that several recipes read, are made once.
+    On a cluster every row is a task, which reads the float model by itself, with the same figures.
     The keys are those of ``compare --json``.
     """
     model = open_runnable(request.model)
@@ -130,11 +133,22 @@ def compare(
     pairs = [(r, f) for r in recipes for f in (formats or [""])]
     jobs = [build_job(dataclasses.replace(request, recipe=name, weights=text, out="")) for name, text in pairs]
     reference = _predictions(model, data)
-    with _float_records(jobs) as records:
-        for done, ((name, text), job) in enumerate(zip(pairs, jobs, strict=True)):
-            say(f"{name} {text}".strip(), done / len(pairs))
-            rows.append(_row(job, name, text, data, reference, records.get(_data_key(job))))
+    shared = workers.share((data, reference))
+    with _float_records([] if workers.remote else jobs) as records:
+
+        def tasks() -> Iterator[_RowTask]:
+            for (name, text), job in zip(pairs, jobs, strict=True):
+                say(f"{name} {text}".strip(), (len(rows) - 1) / len(pairs))
+                yield _RowTask(_anywhere(job), name, text, shared, records.get(_data_key(job)) if records else None)
+
+        for row in workers.map(_row, tasks()):
+            rows.append(row)
     return {"model": request.model, "protocol": data.protocol, "rows": rows}
+
+
+def _anywhere(job: Job) -> Job:
+    """The job as it can be run from any folder."""
+    return job if isinstance(job.model, nn.Module) else dataclasses.replace(job, model=Path(job.model).resolve())
 
 
 @contextmanager
@@ -144,7 +158,7 @@ def _float_records(jobs: Sequence[Job]) -> Iterator[dict[Hashable, FloatRecord]]
     for job in jobs:
         if job.data is not None:
             groups.setdefault(_data_key(job), []).append(job)
-    window = replay_window(jobs[0])
+    window = replay_window(jobs[0]) if jobs else None
     with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
         found = {key: gather_float(group, window, Path(folder)) for key, group in groups.items() if len(group) > 1}
         yield {key: record for key, record in found.items() if record is not None}
@@ -182,19 +196,30 @@ def _float_row(model: RunnableModel, data: TokenData | ImageData) -> dict[str, A
     }
 
 
-def _row(
-    job: Job, name: str, text: str, data: TokenData | ImageData, reference: Any, record: FloatRecord | None
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _RowTask:
+    """A recipe and format to measure; ``shared`` holds the evaluation data and the float predictions."""
+
+    job: Job
+    name: str
+    text: str
+    shared: Shared[tuple[TokenData | ImageData, Any]]
+    record: FloatRecord | None
+
+
+def _row(task: _RowTask) -> dict[str, Any]:
+    job = task.job
+    data, reference = task.shared.get()
     module: Any = copy.deepcopy(job.model) if isinstance(job.model, nn.Module) else open_model(job.model).module
     started = time.perf_counter()
-    result = run(dataclasses.replace(job, model=module, out=None), record=record)
+    result = run(dataclasses.replace(job, model=module, out=None), record=task.record)
     seconds = time.perf_counter() - started
     factory = None
     if result.manifest["kv_cache"] is not None:
         factory = cache_factory(result.manifest["kv_cache"], module.config)
     coded_bits = sum(q.storage_bits() for q in result.coded.values())
     return {
-        "recipe": name, "format": text or _format_of(result), "bits_per_weight": result.bits_per_weight,
+        "recipe": task.name, "format": task.text or _format_of(result), "bits_per_weight": result.bits_per_weight,
         "bytes": coded_bits // 8, **_scores(module, factory, data, reference), "seconds": seconds,
     }  # fmt: skip
 

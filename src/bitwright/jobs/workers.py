@@ -14,14 +14,15 @@ from typing import Generic, Protocol, TypeVar
 from bitwright.events import Event, Events
 
 T = TypeVar("T")
+Read = TypeVar("Read", covariant=True)
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-class Shared(Protocol[T]):
+class Shared(Protocol[Read]):
     """A value that several tasks read."""
 
-    def get(self) -> T:
+    def get(self) -> Read:
         """The value; tasks must not write to it."""
 
 

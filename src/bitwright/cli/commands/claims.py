@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitwright.cli.options import Assets, Json, Threads, use_threads
+from bitwright.cli.options import Assets, Cluster, Json, Threads, use_threads
 from bitwright.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Small data; for tests, never for the ledger.")] = False,
     ledger: Annotated[Path | None, typer.Option("--ledger", help="Ledger file to update.")] = None,
     threads: Threads = None,
+    cluster: Cluster = "",
     json: Json = False,
 ) -> None:
     """Measure claims on their assets; exit code 1 if one fails."""
     from bitwright.claims.ledger import read_ledger, write_ledger
-    from bitwright.claims.run import run_claim
+    from bitwright.claims.run import run_claims
     from bitwright.errors import CheckError, InputError
+    from bitwright.jobs.workers import open_workers
     from bitwright.recipes import all_recipes
 
     with Output(json) as out:
@@ -40,15 +42,15 @@ def run(
         if quick and ledger is not None:
             raise InputError("--quick measures too little for a ledger; leave one of the two out")
         results = []
-        for name in chosen:
-            result = run_claim(name, assets, quick, out.show)
-            results.append(result)
-            rows = [(c.text, c.measured, c.baseline, "pass" if c.passed else "FAIL") for c in result.checks]
-            out.table(["check", "measured", "baseline", "verdict"], rows, title=f"{name}: {result.verdict}")
-            if ledger is not None:
-                claims = read_ledger(ledger)
-                claims[name] = {**result.as_json(), "threads": threads_used}
-                write_ledger(ledger, claims)
+        with open_workers(cluster, threads_used) as workers:
+            for result in run_claims(chosen, assets, quick, out.show, workers):
+                results.append(result)
+                rows = [(c.text, c.measured, c.baseline, "pass" if c.passed else "FAIL") for c in result.checks]
+                out.table(["check", "measured", "baseline", "verdict"], rows, title=f"{result.name}: {result.verdict}")
+                if ledger is not None:
+                    claims = read_ledger(ledger)
+                    claims[result.name] = {**result.as_json(), "threads": threads_used}
+                    write_ledger(ledger, claims)
         out.result([_row(r) for r in results])
     failed = [r.name for r in results if r.verdict != "pass"]
     if failed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Data, FloatModel, Json, Length, Seed, Sequences, Threads, use_threads
+from bitwright.cli.options import Cluster, Data, FloatModel, Json, Length, Seed, Sequences, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -23,22 +23,24 @@ def command(
     report: Annotated[Path | None, typer.Option("--report", help="Write a page with table and Pareto plot.")] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    cluster: Cluster = "",
     json: Json = False,
 ) -> None:
     """Compare recipes and formats on one model: bits, quality and time in one table."""
     from bitwright.cli.progress import job_progress
     from bitwright.jobs.evaluate import check_formats, compare
     from bitwright.jobs.request import Request
+    from bitwright.jobs.workers import open_workers
 
     with Output(json) as out:
-        use_threads(threads)
+        used = use_threads(threads)
         names = [r.strip() for r in recipes.split(",") if r.strip()]
         formats = [w.strip() for w in weights.split(",") if w.strip()]
         check_formats(names, formats)
         request = Request(model, data=data, sequences=sequences, length=length, seed=seed)
-        with job_progress() as progress:
+        with open_workers(cluster, used) as workers, job_progress() as progress:
             result = compare(
-                request, names, formats, on, count or None, lambda text, share: progress(text, 0, 1, share)
+                request, names, formats, on, count or None, lambda text, share: progress(text, 0, 1, share), workers
             )
         out.result(result)
         quality = "accuracy" if "accuracy" in result["rows"][0] else "perplexity"

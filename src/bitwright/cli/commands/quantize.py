@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.options import (
+    Cluster,
     Data,
     Engine,
     FloatModel,
@@ -44,6 +45,7 @@ def command(
     max_memory: Annotated[str, typer.Option("--max-memory", help="Cap of added memory, e.g. 2GB.")] = "",
     seed: Seed = 0,
     threads: Threads = None,
+    cluster: Cluster = "",
     strict: Strict = False,
     no_verify: NoVerify = False,
     json: Json = False,
@@ -52,9 +54,10 @@ def command(
     from bitwright.cli.progress import job_progress
     from bitwright.jobs.command import quantize_request, size
     from bitwright.jobs.request import Request, default_out, parse_settings
+    from bitwright.jobs.workers import open_workers
 
     with Output(json) as output:
-        use_threads(threads)
+        used = use_threads(threads)
         request = Request(
             model, recipe, parse_settings(settings or []), weights or (f"int{bits} g128 asym" if bits else ""),
             data, sequences, length, str(out) if out else "", seed, size(max_memory), strict,
@@ -64,8 +67,8 @@ def command(
             import dataclasses
 
             request = dataclasses.replace(request, out=str(default_out(request)))
-        with job_progress() as progress:
-            summary = quantize_request(request, progress, check=not no_verify)
+        with open_workers(cluster, used) as workers, job_progress() as progress:
+            summary = quantize_request(request, progress, not no_verify, workers)
         output.result(summary)
         output.table(
             ["", ""],
