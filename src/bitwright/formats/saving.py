@@ -113,18 +113,38 @@ def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Quan
     Raises:
         InputError: a missing, unknown or ill-shaped tensor or key, a newer format version.
     """
+    shape = _check_meta(meta)
+    reader = _Reader(tensors)
+    terms = tuple(_load_term(entry, shape, reader) for entry in meta["terms"])
+    reader.finish()
+    return QuantizedTensor(terms)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Check what metadata, shapes and types alone can tell; the tensors may be on the meta device.
+
+    Raises:
+        InputError: a missing, unknown or ill-shaped tensor or key, a newer format version.
+    """
+    shape = _check_meta(meta)
+    reader = _Reader(tensors)
+    for entry in meta["terms"]:
+        _check_term(entry, shape, reader)
+    reader.finish()
+
+
+def _check_meta(meta: Mapping[str, Any]) -> tuple[int, int]:
+    """Check the metadata itself and return the shape."""
     _check_keys(meta, _META_KEYS, "metadata")
     if meta["format_version"] != FORMAT_VERSION:
         raise InputError(f"format version {meta['format_version']!r} is not {FORMAT_VERSION}; update bitwright")
     shape = meta["shape"]
     if not (isinstance(shape, list | tuple) and len(shape) == 2 and all(_is_size(side) for side in shape)):
         raise InputError(f"the metadata's shape {shape!r} is not [out, in]")
-    if not isinstance(meta["terms"], list | tuple) or not all(isinstance(t, Mapping) for t in meta["terms"]):
+    terms = meta["terms"]
+    if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, Mapping) for term in terms):
         raise InputError("the metadata's terms are not a list of objects")
-    reader = _Reader(tensors)
-    terms = tuple(_load_term(entry, (shape[0], shape[1]), reader) for entry in meta["terms"])
-    reader.finish()
-    return QuantizedTensor(terms)
+    return shape[0], shape[1]
 
 
 def _is_size(value: object) -> bool:
@@ -140,19 +160,62 @@ def _check_keys(entry: Mapping[str, Any], valid: set[str], what: str) -> None:
         raise InputError(f"the {what} lacks {missing}; the file is incomplete")
 
 
-def _load_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reader) -> Term:
+def _term_kind(entry: Mapping[str, Any]) -> str:
+    """The kind of a term whose keys are those that this kind has."""
     kind = entry.get("kind")
-    if kind not in _TERM_KEYS:
+    if not isinstance(kind, str) or kind not in _TERM_KEYS:
         raise InputError(f"unknown kind of term {kind!r}; {nearest_key(str(kind), _TERM_KEYS)}")
     _check_keys(entry, _TERM_KEYS[kind], f"{kind} term")
-    prefix = str(entry["prefix"])
+    if kind == "lowrank" and not _is_size(entry["rank"]):
+        raise InputError(f"a low-rank term has a rank of at least 1, not {entry['rank']!r}")
+    return kind
+
+
+def _check_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reader) -> None:
+    kind, prefix = _term_kind(entry), str(entry["prefix"])
+    if kind == "codes":
+        _check_coded(parse(str(entry["format"])), shape, prefix, reader)
+    elif kind == "sparse":
+        reader.take(prefix + "indptr", (torch.int32,), (shape[0] + 1,))
+        cols = reader.take(prefix + "indices", (torch.int16, torch.int32), (None,))
+        reader.take(prefix + "values", tuple(FLOAT_STORAGE.values()), (cols.numel(),))
+    else:
+        rank = entry["rank"]
+        for side, sides in (("left", (shape[0], rank)), ("right", (rank, shape[1]))):
+            if entry[side] == "float":
+                reader.take(prefix + side, tuple(FLOAT_STORAGE.values()), sides)
+            else:
+                _check_coded(parse(str(entry[side])), sides, f"{prefix}{side}.", reader)
+
+
+def _check_coded(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Reader) -> None:
+    bits, params = fmt.grid.bits, fmt.granularity.layout(shape).params_shape
+    count = params[0] * params[1]
+    reader.take(prefix + "codes", (torch.uint8,), (shape[0], packed_columns(shape[1], bits)))
+    if fmt.scale.storage != "none":
+        reader.take(prefix + "scale", (FLOAT_STORAGE.get(fmt.scale.storage, torch.uint8),), params)
+        if fmt.scale.outer is not None:
+            offsets = int(fmt.scale.outer.offset)
+            reader.take(prefix + "scale_outer", (torch.float32,), (fmt.scale.outer_count(count) - offsets,))
+            if offsets:
+                reader.take(prefix + "scale_offset", (torch.float32,), (1,))
+    if fmt.zero is not None and fmt.zero.storage == "code":
+        reader.take(prefix + "zero", (torch.uint8,), (packed_columns(count, bits),))
+    elif fmt.zero is not None:
+        reader.take(prefix + "zero", (FLOAT_STORAGE[fmt.zero.storage],), params)
+    if isinstance(fmt.grid, CodebookGrid):
+        reader.take(prefix + "codebook", (torch.float16,), (*params, 1 << bits))
+    elif isinstance(fmt.grid, TableGrid) and fmt.grid.custom:
+        reader.take(prefix + "codebook", (torch.float32,), (len(fmt.grid.values),))
+
+
+def _load_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reader) -> Term:
+    kind, prefix = _term_kind(entry), str(entry["prefix"])
     if kind == "codes":
         return _load_codes(parse(str(entry["format"])), shape, prefix, reader)
     if kind == "sparse":
         return _load_sparse(shape, prefix, reader)
     rank = entry["rank"]
-    if not _is_size(rank):
-        raise InputError(f"a low-rank term has a rank of at least 1, not {rank!r}")
     left = _load_factor(str(entry["left"]), (shape[0], rank), f"{prefix}left", reader)
     return LowRank(left, _load_factor(str(entry["right"]), (rank, shape[1]), f"{prefix}right", reader))
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
@@ -19,9 +20,11 @@ from bitwright.interop import Plan, planner
 from bitwright.interop.skeleton import network_of
 from bitwright.jobs.locking import only_writer
 from bitwright.models import Checkpoint
+from bitwright.models.checkpoint import TORCH_DTYPES
+from bitwright.models.limits import check_config
 from bitwright.models.writer import RawTensor, TensorLayout, write_index, write_safetensors, write_text
 from bitwright.runtime import Manifest
-from bitwright.runtime.install import packed_tensors
+from bitwright.runtime.install import check_weight, packed_tensors
 from bitwright.runtime.load import read_native
 from bitwright.runtime.module import buffer_name
 
@@ -49,6 +52,8 @@ def export(folder: Path, target: str, out: Path) -> dict[str, Any]:
         )
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out or remove it")
+    check_config(checkpoint)
+    _check_weights(manifest, checkpoint)
     plan = make_plan(network_of(checkpoint.path, checkpoint.config, manifest))
     with _working_folder(out) as work:
         scalars = _write_tensors(work, plan, manifest, checkpoint)
@@ -62,6 +67,18 @@ def export(folder: Path, target: str, out: Path) -> dict[str, Any]:
     for note in notes:
         logger.info("%s", note)
     return {"out": str(out), "target": target, "format": plan.summary, "bytes": size, "notes": notes}
+
+
+def _check_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Check the metadata of every coded weight against the stored shapes, before anything is built of it."""
+    stored = {
+        name: torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+        for name, info in checkpoint.tensors.items()
+        if info.dtype in TORCH_DTYPES
+    }
+    for path, entry in manifest.modules.items():
+        if entry.weight is not None:
+            check_weight(path, entry.weight, packed_tensors(path, entry.weight, stored))
 
 
 def _write_tensors(work: Path, plan: Plan, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Tensor]:

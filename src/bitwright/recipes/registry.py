@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -71,10 +72,15 @@ def _coerce(value: object, default: object, where: str) -> object:
         if value.lower() in ("true", "yes", "1", "false", "no", "0"):
             return value.lower() in ("true", "yes", "1")
         raise InputError(f"{where} takes true or false, not {value!r}")
+    if not isinstance(default, int | float):
+        return value
     try:
-        return type(default)(value) if isinstance(default, int | float) else value
+        number = type(default)(value)
     except ValueError:
-        raise InputError(f"{where} takes a {type(default).__name__}, not {value!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where} takes a {type(default).__name__}, not {value!r}")
+    return number
 
 
 def combine(base: Recipe, slots: Mapping[str, str]) -> Recipe:

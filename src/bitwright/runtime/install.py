@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.formats.saving import check_tensors
 from bitwright.models.experts import eager_experts, is_expert_layer, put_stack
 from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
 from bitwright.runtime.conv import QuantConv2d
@@ -74,8 +75,14 @@ def _open_stack(model: nn.Module, path: str, stack: StackEntry) -> None:
 def _make(
     path: str, entry: ModuleEntry, source: nn.Module, tensors: Mapping[str, Tensor], cache_weights: bool, table: Table
 ) -> QuantModule:
-    weight = None if entry.weight is None else packed_tensors(path, entry.weight, tensors)
     shape = _shape(path, entry, source)
+    weight = None
+    if entry.weight is not None:
+        weight = packed_tensors(path, entry.weight, tensors)
+        check_weight(path, entry.weight, weight)
+    for operation in entry.online:
+        if shape[1] % int(operation.option("size")):
+            raise InputError(f"{path} has {shape[1]} inputs, which {operation} does not fit; quantize again")
     bias = _bias(path, entry, source, tensors)
     dtype = _weight_of(path, source).dtype
     quantizer = _quantizer(path, entry, shape[1], tensors)
@@ -126,6 +133,18 @@ def packed_tensors(path: str, meta: Mapping[str, object], tensors: Mapping[str, 
         elif required:
             raise InputError(f"the checkpoint lacks the tensor {name}; quantize again")
     return found
+
+
+def check_weight(path: str, meta: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
+    """Check the packed tensors of a module against its metadata, by shape and type.
+
+    Raises:
+        InputError: naming the module.
+    """
+    try:
+        check_tensors(tensors, meta)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def weight_keys(meta: Mapping[str, object]) -> list[tuple[str, bool]]:
