@@ -57,6 +57,27 @@ def test_a_file_may_hold_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out == "cat\n"
 
 
+@pytest.mark.parametrize("name", command_names())
+def test_every_command_takes_the_common_options(name: str, capsys) -> None:
+    words = {"claims": ["claims", "show"]}.get(name, [name])
+    assert run([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in ("--json", "--seed", "--threads", "--no-verify"):
+        assert option in text, option
+
+
+def test_threads_hold_where_a_command_has_no_use_of_its_own(capsys) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert run(["recipes", "rtn", "--threads", "1", "--seed", "3", "--no-verify", "--json"]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert run(["recipes", "rtn", "--threads", "0"]) == 2
+
+
 def test_help_lists_every_command(capsys) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out

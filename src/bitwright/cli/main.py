@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 import bitwright
 from bitwright.cli import commands
+from bitwright.cli.common import with_common_options
 from bitwright.cli.failures import INTERRUPTED, report_failure
 from bitwright.cli.output import error_console
 from bitwright.errors import InputError, nearest_key
@@ -46,6 +47,9 @@ class CommandFiles(TyperGroup):
         if group is None:
             group = typer.Typer(add_completion=False)
             group.command(cmd_name)(module.command)
+        for registered in group.registered_commands:
+            assert registered.callback is not None
+            registered.callback = with_common_options(registered.callback)
         built = typer.main.get_command(group)
         built.name = cmd_name
         return built
