@@ -21,7 +21,7 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
-from bitwright.stages.rounding.second_order import Order, column_order, feedback_factor
+from bitwright.stages.rounding.second_order import Order, column_order, feedback_factor, ordered
 from bitwright.stages.rounding.sweep import Factor, sweep
 from bitwright.statistics import CrossHessian, Hessian, Prefix, Statistic
 
@@ -60,8 +60,8 @@ class Asymmetric:
     def solve(self, w: Tensor, bound: BoundQuantizer, context: WeightContext) -> Tensor:
         """Round ``w[out, in]``."""
         h = context.read(Hessian(self.prefix)).matrix
-        cross = self.alpha * context.read(CrossHessian(self.prefix)).matrix
+        cross = context.read(CrossHessian(self.prefix)).matrix
         order = column_order(h, self.order)
-        factor = feedback_factor(h[order][:, order], self.damping, context)
-        carry = carry_factor(cross[order][:, order], factor) if bool(cross.any()) else None
+        factor = feedback_factor(ordered(h, order), self.damping, context)
+        carry = carry_factor(self.alpha * ordered(cross, order), factor) if self.alpha and bool(cross.any()) else None
         return sweep(w, bound, order, factor, carry, self.block)

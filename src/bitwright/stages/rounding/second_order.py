@@ -42,30 +42,32 @@ def feedback_factor(h: Tensor, damping: float, context: WeightContext) -> Factor
     low, high = h.aminmax()
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where}: the calibration inputs hold NaN or Inf; check the float model on that text")
-    h = h.clone()
     diagonal = h.diagonal()
     live = diagonal > 0
     mean = float(diagonal[live].double().mean()) if bool(live.any()) else 1.0
-    diagonal[~live] = mean
+    diagonal = diagonal.where(live, torch.tensor(mean, dtype=h.dtype))
     for attempt in range(_ATTEMPTS + 1):
         # Without damping the first raise goes to 10^-6 of the mean.
         amount = damping * 10.0**attempt if damping > 0 or attempt == 0 else 10.0 ** (attempt - 7)
         for dtype in (torch.float32, torch.float64):
-            factor = _factorise(h.to(dtype), amount * mean)
+            factor = _factorise(h, diagonal, amount * mean, dtype)
             if factor is not None:
                 return factor
         context.events.record("damping raised", context.where, f"Hessian not positive definite at damping {amount:g}")
     raise InputError(f"{context.where}: the Hessian is indefinite at any damping; calibrate with more or other text")
 
 
-def _factorise(h: Tensor, added: float) -> Factor | None:
+def _factorise(h: Tensor, diagonal: Tensor, added: float, dtype: torch.dtype) -> Factor | None:
+    """Factorise ``h`` with another diagonal; beside ``h`` at most two matrices of its size are held at a time."""
     # Reversing rows and columns turns the lower Cholesky factor into the upper one that the sweep needs.
-    damped = h.flip(0, 1)
-    damped.diagonal().add_(added)
+    damped = h.flip(0, 1).to(dtype)
+    damped.diagonal().copy_(diagonal.flip(0)).add_(added)
     lower, info = torch.linalg.cholesky_ex(damped)
+    del damped
     if int(info) != 0:
         return None
     upper = lower.flip(0, 1).float()
+    del lower
     pivots = upper.diagonal().clone()
     if not (float(pivots.min()) > 0 and math.isfinite(float(pivots.max()))):
         return None
@@ -77,6 +79,11 @@ def column_order(h: Tensor, order: Order) -> Tensor:
     if order == "activation":
         return torch.argsort(h.diagonal(), descending=True, stable=True)
     return torch.arange(h.shape[0])
+
+
+def ordered(h: Tensor, order: Tensor) -> Tensor:
+    """``h[in, in]`` with rows and columns in that order; itself where the order is the natural one."""
+    return h if bool((order.diff() == 1).all()) else h[order][:, order]
 
 
 @dataclass(frozen=True)
@@ -106,5 +113,5 @@ class SecondOrder:
         """Round ``w[out, in]``."""
         h = context.read(Hessian(self.prefix)).matrix
         order = column_order(h, self.order)
-        factor = feedback_factor(h[order][:, order], self.damping, context)
+        factor = feedback_factor(ordered(h, order), self.damping, context)
         return sweep(w, bound, order, factor, block=self.block)
