@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ from bitwright.errors import CheckError, InputError
 from bitwright.jobs import Job, run
 from bitwright.jobs.evaluate import compare
 from bitwright.jobs.request import Request, build_recipe
-from bitwright.jobs.workers import HERE, Noted, Workers, open_workers
+from bitwright.jobs.sharding import sweep_shards
+from bitwright.jobs.workers import HERE, Here, Noted, Workers, open_workers
+from bitwright.statistics import AbsMax, ChannelMeans, CrossHessian, Hessian, Range, TokenCount
+from bitwright.statistics.blocks import BlockHessian
+from bitwright.statistics.hessian import _Products
 from tests.unit.expert_toys import expert_model
 from tests.unit.jobs_toys import digests, save_ids, save_model, tiny_llama, token_ids
 
@@ -127,6 +133,71 @@ def test_a_cluster_writes_the_bytes_of_one_process(
     run(_job(checkpoint, tmp_path / "here", recipe))
     run(_job(checkpoint, tmp_path / "there", recipe, cluster))
     assert digests(tmp_path / "there") == digests(tmp_path / "here")
+
+
+def _bits(value: Any) -> Any:
+    """A statistic's result as bytes and plain values."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.numpy().tobytes()
+    return {k: _bits(v) for k, v in vars(value).items()} if is_dataclass(value) else value
+
+
+REQUESTS = [
+    Hessian(), AbsMax(), ChannelMeans(), Range(), TokenCount(), BlockHessian(4), BlockHessian(0), CrossHessian()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("wide", [False, True])
+def test_statistics_that_spread_merge_to_the_same_bits(
+    request_: Any, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One collector over all calls, and one per call merged in order; also where second moments are summed in fp32."""
+    if wide:
+        monkeypatch.setattr(_Products, "WIDE", 4)
+    assert request_.spreads
+    generator = torch.Generator().manual_seed(0)
+    calls = [torch.randn(rows, 24, generator=generator) * 10**scale for scale, rows in enumerate((5, 40, 17, 1))]
+    whole, merged = request_.open(24), None
+    for x in calls:
+        twin = x.cos() if request_.reads_twin else None
+        whole.update(x, twin)
+        one = request_.open(24)
+        one.update(x, twin)
+        if merged is None:
+            merged = one
+        else:
+            merged.merge(one)
+    assert merged is not None
+    assert _bits(merged.result()) == _bits(whole.result())
+
+
+class Apart(Here):
+    """Runs tasks here after a trip through pickle, as a cluster does."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """One by one."""
+        return (function(pickle.loads(pickle.dumps(item))) for item in items)
+
+
+@pytest.mark.parametrize("recipe", ["gptq", "awq", "smoothquant"])
+def test_batches_apart_give_the_bits_of_one_process(
+    checkpoint: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = []
+
+    def spy(*arguments: Any) -> Any:
+        found = sweep_shards(*arguments)
+        spread.append(found is not None)
+        return found
+
+    here = run(_job(checkpoint, None, recipe))
+    monkeypatch.setattr("bitwright.jobs.engine.sweep_shards", spy)
+    apart = run(_job(checkpoint, None, recipe, Apart(remote=True)))
+    assert any(spread)
+    assert here.coded.keys() == apart.coded.keys()
+    for path, coded in here.coded.items():
+        assert torch.equal(coded.dequantize(), apart.coded[path].dequantize()), path
 
 
 @needs_ray

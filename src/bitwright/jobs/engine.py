@@ -29,6 +29,7 @@ from bitwright.jobs.installing import forget_float, install_module, install_onli
 from bitwright.jobs.replay import Replay, holders
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import Batch, Runner
+from bitwright.jobs.sharding import sweep_shards
 from bitwright.jobs.stored import parameter_dtype, stored_dtype
 from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks, stop_after
 from bitwright.jobs.units import Unit, split_units
@@ -190,7 +191,8 @@ class Engine:
 
         def trial(batches: int | None) -> list[Tensor]:
             count = len(self.batches) if batches is None else min(batches, len(self.batches))
-            return [self.work_runner.run(unit, i, self._trial_stream()[i]) for i in range(count)]
+            hidden = self.float if self.reads_float else self.quantized
+            return [self.work_runner.run(unit, i, hidden[i]) for i in range(count)]
 
         return UnitView(
             self.model.module,
@@ -201,9 +203,6 @@ class Engine:
             inputs,
             trial if self.batches else None,
         )
-
-    def _trial_stream(self) -> HiddenStates:
-        return self.float if self.reads_float else self.quantized
 
     def _stored_dtype(self, name: str) -> torch.dtype:
         checkpoint = self.model.checkpoint
@@ -292,6 +291,8 @@ class Engine:
         if not self.batches:
             raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
         hidden = self.float if floating else self.quantized
+        if (spread := sweep_shards(self, unit, runner, gatherer, hidden, stop, onto)) is not None:
+            return {**known, **spread}
         replay = self.replay if not floating and (stop is not None or onto is not None) else None
         with ExitStack() as stack:
             stack.enter_context(input_hooks(runner.model.module, gatherer.requests, gatherer))

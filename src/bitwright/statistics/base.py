@@ -38,7 +38,11 @@ class Collector(Protocol):
 
 
 class Statistic(Protocol):
-    """A frozen request for a statistic of a site's input."""
+    """A frozen request for a statistic of a site's input.
+
+    A class attribute ``spreads = True`` promises that a collector of every call, merged in the order of the calls, has
+    the bits of one collector that took all of them: each call adds (or compares) something that depends on it alone.
+    """
 
     @property
     def prefix(self) -> Prefix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class BlockHessian:
     prefix: Prefix = "float"
     reads_twin: bool = False
     view: View = "columns"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> BlockMomentCollector:
         """Start collecting."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class AbsMax:
     prefix: Prefix = "float"
     reads_twin: bool = False
     view: View = "channels"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> AbsMaxCollector:
         """Start collecting."""
@@ -91,6 +92,7 @@ class ChannelMeans:
     prefix: Prefix = "float"
     reads_twin: bool = False
     view: View = "channels"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> ChannelMeansCollector:
         """Start collecting."""
@@ -132,6 +134,7 @@ class Range:
     prefix: Prefix = "block"
     reads_twin: bool = False
     view: View = "channels"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> RangeCollector:
         """Start collecting."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class TokenCount:
     prefix: Prefix = "float"
     reads_twin: bool = False
     view: View = "columns"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> TokenCountCollector:
         """Start counting."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -52,11 +52,8 @@ class HessianCollector(_Products):
         """Take ``x[tokens, in]``."""
         x = x.float()
         for start, stop in self._strips():
-            strip, left = self.total[start:stop, start:], x[:, start:stop].t()
-            if strip.dtype == torch.float32:
-                strip.addmm_(left, x[:, start:])
-            else:
-                strip += left @ x[:, start:]
+            # The product by itself and then its sum: so the sums of two collectors merge to the same bits.
+            self.total[start:stop, start:] += x[:, start:stop].t() @ x[:, start:]
         self.count += x.shape[0]
 
     def _strips(self) -> list[tuple[int, int]]:
@@ -80,14 +77,15 @@ class Hessian:
     prefix: Prefix = "layer"
     reads_twin: bool = False
     view: View = "columns"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> HessianCollector:
         """Start collecting."""
         return HessianCollector(dim)
 
     def memory_bytes(self, dim: int) -> int:
-        """Bytes held, one batch's product included."""
-        return (12 if dim <= HessianCollector.WIDE else 4) * dim * dim
+        """Bytes held, the largest product of one batch included."""
+        return 12 * dim * dim if dim <= HessianCollector.WIDE else 9 * dim * dim // 2
 
 
 class CrossHessianCollector(_Products):
@@ -117,6 +115,7 @@ class CrossHessian:
     prefix: Prefix = "layer"
     reads_twin: bool = True
     view: View = "columns"
+    spreads: ClassVar[bool] = True
 
     def open(self, dim: int) -> CrossHessianCollector:
         """Start collecting."""
