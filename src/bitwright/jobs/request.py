@@ -77,7 +77,7 @@ class Request:
                 raise InputError(f"a request has no key {key!r}; {nearest_key(key, valid)}")
         try:
             found["settings"] = tuple((str(k), str(v)) for k, v in found.get("settings", ()))
-            return TypeAdapter(cls).validate_python(found, strict=True)
+            return TypeAdapter(cls).validate_python(found)
         except (TypeError, ValueError) as error:
             raise InputError("the request has a value of the wrong type; remove the folder and start anew") from error
 
