@@ -24,6 +24,7 @@ from bitwright.jobs.opening import Job
 from bitwright.jobs.plan import plan
 from bitwright.jobs.request import build_recipe
 from bitwright.jobs.run import JobResult, run
+from bitwright.jobs.view import UnitView
 from bitwright.models import Checkpoint, WeightSite
 from bitwright.recipes import Recipe
 from bitwright.runtime.load import load
@@ -299,3 +300,23 @@ def test_a_stack_that_transformers_turns_at_loading_is_read_and_kept_apart(tmp_p
     assert sum(".experts." in path for path in result.coded) == 16
     assert result.verification is not None
     assert result.verification["reload_difference"] <= 1e-6
+
+
+def test_one_run_serves_the_searches_of_all_experts(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    outputs = UnitView.outputs
+
+    def counted(view: UnitView, overrides: Any, batches: int | None = None) -> Any:
+        runs.append(view.name)
+        return outputs(view, overrides, batches)
+
+    monkeypatch.setattr(UnitView, "outputs", counted)
+    _run(folders["Qwen3Moe"], "awq", tmp_path / "shared")
+    shared = len(runs)
+    monkeypatch.setattr(UnitView, "_calls", lambda view, path, batches: view._captured([path], batches)[path])
+    _run(folders["Qwen3Moe"], "awq", tmp_path / "single")
+    assert len(runs) - shared == shared + 3  # one run for each of four experts
+    for path in (tmp_path / "shared").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "single" / path.name).read_bytes()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.jobs.fresh import answer_in_fresh_process, model_answer, unsound_tensors
-from bitwright.jobs.stored import source_keys
+from bitwright.jobs.stored import source_keys, stored_dtype
 from bitwright.models import Checkpoint
 from bitwright.runtime.load import load
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MOVED = 1e-3
 """How far transforms may move a float model's outputs, over the largest: rounding of fp32 through many layers."""
+ROUNDINGS = 8
+"""As far in steps of the coarsest dtype that is stored (bf16: 1/128): every weight that a transform changes is rounded
+to it, and a routed token may take another expert."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,23 @@ def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, t
         kl, agreement = _against_original(probe.original, answer)
         if probe.transformed is not None:
             moved = relative_difference(probe.transformed, probe.original)
-    faults = _faults(bad, lost, difference, tolerance, moved)
+    faults = _faults(bad, lost, difference, tolerance, moved, movement_allowed(result))
     compared = "" if difference is None else f"; outputs after reloading differ by {difference:.1e} of the largest"
     text = "; ".join(faults) or f"every tensor is finite and accounted for{compared}"
     where = "a fresh process" if fresh else "this process"
     text += _compared(kl, agreement)
     return Verification(not faults, difference, bad, lost, text, kl, agreement, moved, where)
+
+
+def movement_allowed(result: JobResult) -> float:
+    """How far exact transforms may move the outputs: what they change is rounded to the dtypes that are stored."""
+    checkpoint = result.opened.model.checkpoint
+    stored = (
+        {p.dtype for p in result.opened.model.module.parameters()}
+        if checkpoint is None
+        else {stored_dtype(checkpoint, key) for key in checkpoint.tensors}
+    )
+    return max(MOVED, *(ROUNDINGS * torch.finfo(dtype).eps for dtype in stored if dtype.is_floating_point))
 
 
 def relative_difference(y: Tensor, expected: Tensor) -> float:
@@ -140,7 +154,12 @@ def _compared(kl: float | None, agreement: float | None) -> str:
 
 
 def _faults(
-    bad: tuple[str, ...], lost: tuple[str, ...], difference: float | None, tolerance: float, moved: float | None
+    bad: tuple[str, ...],
+    lost: tuple[str, ...],
+    difference: float | None,
+    tolerance: float,
+    moved: float | None,
+    allowed: float,
 ) -> list[str]:
     """What is wrong, in sentences."""
     found = []
@@ -150,6 +169,6 @@ def _faults(
         found.append(f"{len(lost)} source tensors are missing, e.g. {lost[0]}")
     if difference is not None and difference > tolerance:
         found.append(f"outputs after reloading differ by {difference:.1e} of the largest (allowed {tolerance:g})")
-    if moved is not None and moved > MOVED:
-        found.append(f"transforms moved the float outputs by {moved:.1e} of the largest (allowed {MOVED:g})")
+    if moved is not None and moved > allowed:
+        found.append(f"transforms moved the float outputs by {moved:.1e} of the largest (allowed {allowed:g})")
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +95,8 @@ class UnitView:
         self._sites: dict[str, WeightSite] = {s.path: s for s in structure.sites}
         self.linears = tuple(s.path for s in unit.sites if s.kind in ("linear", "conv"))
         self.changed: set[str] = set()
+        # Calls of the experts of one family, taken in one run for all; see _calls.
+        self._experts_calls: dict[str, list[Call]] = {}
         self.removed: list[str] = []
         self.online: dict[str, list[OnlineOperation]] = {}
         self.cache_online: dict[str, list[OnlineOperation]] = {}
@@ -110,13 +113,18 @@ class UnitView:
                 offsets.get(p.source, 0.0),
             )
             for p in structure.pairs
-            if self._inside(p.source) and all(self._inside(s) for s in p.sinks)
+            if self._inside(p.source) and all(self._inside(s) and self._plain(s) for s in p.sinks)
         )
         stream = structure.residual
         self.residual: ResidualView | None = None if stream is None else ResidualView(
             stream.dim, stream.norm_kind, tuple(_touch(t, self._sites) for t in stream.writes),
             tuple(_touch(t, self._sites) for t in stream.reads), offsets,
         )  # fmt: skip
+
+    def _plain(self, path: str) -> bool:
+        """Whether the inputs of a layer are those of its module, and its weight goes by that name."""
+        site = self._sites[path]
+        return site.whole and site.parameter == "weight"
 
     def _inside(self, path: str) -> bool:
         if self.unit.kind == "whole":
@@ -149,6 +157,7 @@ class UnitView:
 
     def set_weight(self, path: str, w: Tensor) -> None:
         """See the protocol."""
+        self._moves(path)
         module = self._module(path)
         name = f"{path}.weight"
         stored = shaped_like(module, w, self._transposed(path)).to(self.stored_dtype(name))
@@ -157,6 +166,7 @@ class UnitView:
 
     def set_bias(self, path: str, b: Tensor | None) -> None:
         """See the protocol."""
+        self._moves(path)
         module = self._module(path)
         name = f"{path}.bias"
         if b is None:
@@ -169,6 +179,7 @@ class UnitView:
 
     def set_parameter(self, path: str, name: str, value: Tensor) -> None:
         """See the protocol."""
+        self._moves(path)
         full = f"{path}.{name}".removeprefix(".")
         self._module(path).get_parameter(name).data.copy_(value.to(self.stored_dtype(full)))
         self.changed.add(full)
@@ -179,6 +190,7 @@ class UnitView:
 
     def remove(self, path: str) -> None:
         """See the protocol."""
+        self._moves(path)
         parent, _, leaf = path.rpartition(".")
         setattr(self._module(parent), leaf, nn.Identity())
         self.removed.append(path)
@@ -216,18 +228,38 @@ class UnitView:
         return lambda overrides: self.outputs(overrides, batches)
 
     def _calls(self, path: str, batches: int | None) -> list[Call]:
-        """The arguments with which the float stream now calls a module."""
-        calls: list[Call] = []
+        """The arguments with which the float stream now calls a module.
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((fresh(args), fresh(kwargs)))  # the call itself may change a cache
+        Experts do not read one another, so one run serves a family, once for each until another layer changes.
+        """
+        family = self._sites[path].family if path in self._sites else ""
+        if not family:
+            return self._captured([path], batches)[path]
+        if path not in self._experts_calls:
+            alike = [s.path for s in self.unit.sites if s.family == family]
+            self._experts_calls = self._captured(alike, batches)
+        return self._experts_calls.pop(path)
 
-        # First of all hooks: an online operation at this input will run again with every call.
-        handle = self._module(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-        try:
+    def _moves(self, path: str) -> None:
+        """Forget the experts' calls where a change of layer ``path`` may move what experts read."""
+        site = self._sites.get(path)
+        if site is None or site.expert is None:
+            self._experts_calls.clear()
+
+    def _captured(self, paths: Sequence[str], batches: int | None) -> dict[str, list[Call]]:
+        calls: dict[str, list[Call]] = {path: [] for path in paths}
+
+        def hook(kept: list[Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept.append((fresh(args), fresh(kwargs)))  # the call itself may change a cache
+
+        with ExitStack() as stack:
+            for path, kept in calls.items():
+                # First of all hooks: an online operation at this input will run again with every call.
+                handle = self._module(path).register_forward_pre_hook(
+                    partial(hook, kept), with_kwargs=True, prepend=True
+                )
+                stack.callback(handle.remove)
             self.outputs({}, batches)
-        finally:
-            handle.remove()
         return calls
 
     def _run(self, path: str, calls: Sequence[Call], overrides: Mapping[str, Tensor]) -> list[Tensor]:
