@@ -56,7 +56,7 @@ def waves(groups: Iterable[Group], sizes: Mapping[str, int], most: int | None = 
 
 def loading_paths(module: nn.Module, sites: Iterable[WeightSite]) -> tuple[str, ...]:
     """What to load for the weights of ``sites``: their modules, or the stack of an expert, which is read at once."""
-    paths = {}
+    paths: dict[str, None] = {}
     for site in sites:
         parent = site.path.rpartition(".")[0]
         stacked = site.expert is not None and is_expert_layer(module.get_submodule(parent))

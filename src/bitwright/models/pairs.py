@@ -191,9 +191,10 @@ def _one_expert_each(candidates: list[Candidate]) -> list[Candidate]:
     found: dict[object, Candidate] = {}
     for item in candidates:
         source = item.source
-        inside = isinstance(source, WeightSite) and source.expert is not None
-        inside = inside and all(sink.expert == source.expert for sink in item.sinks)
-        key = (source.family, *(sink.family for sink in item.sinks)) if inside else id(item)
+        key: object = id(item)
+        if isinstance(source, WeightSite) and source.expert is not None:
+            inside = all(sink.expert == source.expert for sink in item.sinks)
+            key = (source.family, *(sink.family for sink in item.sinks)) if inside else key
         found.setdefault(key, item)
     return list(found.values())
 
