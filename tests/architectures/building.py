@@ -19,7 +19,7 @@ from tests.architectures.batches import Batch, Trials
 from tests.architectures.mappings import Entry
 from tests.architectures.shrinking import STRATEGIES, Strategy, tiny_config
 
-MAX_PARAMETERS = 4_000_000
+MAX_PARAMETERS = 16_000_000
 _USUAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0}
 
 

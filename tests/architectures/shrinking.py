@@ -258,6 +258,8 @@ def _window(value: int, strategy: Strategy, default: Any) -> int:
     patch = _value(default, "patch_size")
     if isinstance(patch, int) and patch > 4:
         return value * strategy.patch // patch
+    if isinstance(patch, int):
+        return min(value, 4)
     return value if value <= 0 else min(value, 8)
 
 
@@ -272,6 +274,9 @@ def _scaled(value: int, main: int, strategy: Strategy) -> int:
 def _small_list(name: str, value: Any, main: int, layers: int, strategy: Strategy, default: Any) -> Any:
     depth = next((v for k, v in vars(default).items() if _LAYERS.search(k) and isinstance(v, int)), 0)
     kept: list[Any]
+    if re.search(r"heads$", name) and len(set(value)) > 1 and all(type(v) is int for v in value):
+        value = type(value)([max(1, 2 * v // value[0]) for v in value])
+        return type(value)(value[:layers]) if len(value) == depth and depth > layers else value
     if name.endswith(("feature_layer", "feature_layers")):
         return type(value)([min(v, 1) if v >= 0 else max(v, -1) for v in value])
     if len(value) == depth and depth > layers:

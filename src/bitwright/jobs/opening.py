@@ -17,7 +17,8 @@ from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
 from bitwright.jobs.workers import HERE, Workers
 from bitwright.models import Model, Structure, discover, open_model
-from bitwright.models.calling import example_inputs
+from bitwright.models.calling import example_inputs, first_rows
+from bitwright.models.discover import chain_holds
 from bitwright.models.experts import open_experts, open_stacks
 from bitwright.models.rules import NO_RULES, Rules
 from bitwright.recipes import Recipe
@@ -106,6 +107,11 @@ def open_job(job: Job) -> Opened:
     # Proofs run the model; a recipe that moves nothing between layers needs blocks and sites only.
     structure = discover(model, example, bool(job.recipe.transforms), job.rules)
     choices = choose(job.recipe, structure)
+    runs = any(stream_needs(job.recipe, choices.values()))
+    if runs and not job.recipe.transforms and not chain_holds(model, structure, example):
+        # Blocks that shapes alone suggest cannot be run; the proofs find others.
+        structure = discover(model, example, True, job.rules)
+        choices = choose(job.recipe, structure)
     if not any(c.weight is not None or c.input is not None for c in choices.values()) and not job.recipe.kv_cache:
         held = "".join(f" ({path} is {c.reason}: select both)" for path, c in choices.items() if c.held_back)
         raise InputError(
@@ -137,11 +143,13 @@ def copy_model(model: Model) -> Model:
 
 def one_row(batch: Batch) -> Batch:
     """The first sequence (image) of a batch."""
-    return {k: v[:1] if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return dict(first_rows(batch, 1))
 
 
 def probe_batch(job: Job, opened: Opened) -> Batch:
     """A tiny input: at most 64 tokens of one calibration sequence, one image, or what the model's config suggests."""
     if opened.batches:
-        return {k: v[:1, :64] if k in ("input_ids", "attention_mask") else v[:1] for k, v in opened.batches[0].items()}
+        row = one_row(opened.batches[0])
+        images = any(v.is_floating_point() for v in row.values())  # they have their places among the tokens
+        return row if images else {k: v[:, :64] if v.dim() == 2 else v for k, v in row.items()}
     return {k: v for k, v in example_inputs(opened.model.module).items() if isinstance(v, Tensor)}

@@ -59,9 +59,14 @@ class Convolution:
 def convolution(module: nn.Module) -> Convolution | None:
     """The geometry of a float or quantized convolution, ``None`` for anything else."""
     source: Any = getattr(module, "geometry", module)
-    if not hasattr(source, "kernel_size"):
+    if not all(hasattr(source, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")):
         return None
     padding = source.padding
+    steps = [step * (size - 1) for step, size in zip(source.dilation, source.kernel_size, strict=True)]
+    if padding == "valid":
+        padding = tuple(0 for _ in steps)
+    elif padding == "same" and not any(step % 2 for step in steps):
+        padding = tuple(step // 2 for step in steps)
     if isinstance(padding, str):
         raise InputError(f"a convolution with padding={padding!r} cannot be laid out as columns; give numbers")
     return Convolution(

@@ -19,16 +19,15 @@ _PRODUCTS = frozenset({
 def exceptions(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """(parameter, sentence) for those of ``names`` that the run used otherwise than as the weight of a product."""
     wanted = set(names)
-    held = {key: name for key, name in run.constants.items() if name in wanted}
+    held: dict[int, set[str]] = {key: {name} for key, name in run.constants.items() if name in wanted}
     found: dict[str, str] = {}
     for op in run.ops:
-        used = {held[ref.key] for _, ref in op.inputs if ref.key in held}
+        used = {name for _, ref in op.inputs for name in held.get(ref.key, ())}
         used |= {name for _, name in op.parameters if name in wanted}
-        if not used:
-            continue
         if op.name in _HANDS_ON:
-            for name in used:
-                held.update({ref.key: name for ref in op.outputs if ref.key not in run.constants})
+            for ref in op.outputs if used else ():
+                if ref.key not in run.constants:
+                    held.setdefault(ref.key, set()).update(used)
             continue
         for name in used:
             found.setdefault(name, _sentence(op))
@@ -36,10 +35,14 @@ def exceptions(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def out_of_reach(run: Run, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """(parameter, sentence) for those of ``names`` whose module the run did not call."""
+    """(parameter, sentence) for those of ``names`` that the run did not touch."""
     ran = {call.path for call in run.calls}
-    why = "the example does not reach its module, which cannot be asked alone either: it stays float"
-    return tuple((name, why) for name in names if name.rpartition(".")[0] not in ran)
+    touched = {name for op in run.ops for _, name in op.parameters}
+    module = "the example does not reach its module, which cannot be asked alone either: it stays float"
+    alone = "the example's run does not read it: it stays float"
+    return tuple(
+        (name, module if name.rpartition(".")[0] not in ran else alone) for name in names if name not in touched
+    )
 
 
 def _sentence(op: Op) -> str:

@@ -79,6 +79,8 @@ def shrunk(batch: Any, rows: int = EXAMPLE_BATCH, tokens: int = EXAMPLE_TOKENS) 
     named: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(items))
     tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
     size = next((tuple(t.shape) for t in tensors if t.dim() == 2 and not t.is_floating_point()), None)
+    if size is not None and any(tensor.is_floating_point() and tensor.dim() >= 2 for tensor in tensors):
+        return first_rows(batch, rows)  # images have their places among the tokens
     mask = named.get("attention_mask")
     late = isinstance(mask, torch.Tensor) and bool(mask[:rows, -tokens:].sum() > mask[:rows, :tokens].sum())
 
@@ -93,6 +95,16 @@ def shrunk(batch: Any, rows: int = EXAMPLE_BATCH, tokens: int = EXAMPLE_TOKENS) 
     if isinstance(batch, Mapping):
         return cuts
     return type(batch)(cuts.values()) if isinstance(batch, tuple | list) else cuts[0]
+
+
+def first_rows(batch: Any, rows: int) -> Any:
+    """The first rows of a batch; the whole batch where its tensors do not count the same rows (patches of images)."""
+    named: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
+    counts = {v.shape[0] for v in named.values() if isinstance(v, torch.Tensor) and v.dim() > 0}
+    if len(counts) != 1:
+        return batch
+    cuts = {k: v[:rows] if isinstance(v, torch.Tensor) and v.dim() > 0 else v for k, v in named.items()}
+    return cuts if isinstance(batch, Mapping) else type(batch)(cuts.values())
 
 
 def takes(module: nn.Module, name: str) -> bool:

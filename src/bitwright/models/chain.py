@@ -122,18 +122,25 @@ def _closed_chain(
             inner = run.ops[item.call.enter : item.call.exit]
             made.update({ref.key for op in inner for ref in op.outputs} - item.foreign)
         else:
-            return _before_leaks(chain, run)
+            leak = _leak(chain, run)
+            if leak is None or leak is start:
+                return chain if leak is None else []
+            allowed = [other for other in allowed if other is not leak]
 
 
-def _before_leaks(chain: list[_Candidate], run: Run) -> list[_Candidate]:
-    """The chain up to the first block that makes something on the side which layers outside of the chain read."""
+def _leak(chain: list[_Candidate], run: Run) -> _Candidate | None:
+    """The first block of which layers outside of the chain read more than the chain's result, or None.
+
+    That is what it reads (a residual around it) or makes on the side.
+    """
     inside = {index for item in chain for index in range(item.call.enter, item.call.exit)}
-    for position, item in enumerate(chain):
+    for item in chain:
         inner = run.ops[item.call.enter : item.call.exit]
         made = {ref.key for op in inner for ref in op.outputs} - item.foreign - {item.result}
-        if any(index >= item.call.exit and index not in inside for key in made for index in run.readers.get(key, ())):
-            return chain[:position]
-    return chain
+        keys = {item.entry, *made}
+        if any(index >= item.call.exit and index not in inside for key in keys for index in run.readers.get(key, ())):
+            return item
+    return None
 
 
 def _longest_from(
@@ -146,7 +153,7 @@ def _longest_from(
             break
         tail: tuple[int, int, _Candidate | None] = (0, 0, None)
         for following in by_entry.get(candidate.result, ()):
-            known = best.get(following.call.index)
+            known = best.get(following.call.index) if _fits(candidate.call, following.call) else None
             if known is not None and following.call.enter >= candidate.call.exit and known[:2] > tail[:2]:
                 tail = (known[0], known[1], following)
         best[candidate.call.index] = (candidate.weights + tail[0], 1 + tail[1], tail[2])
@@ -156,6 +163,13 @@ def _longest_from(
         chain.append(current)
         current = best[current.call.index][2]
     return chain
+
+
+def _fits(before: ModuleCall, after: ModuleCall) -> bool:
+    """Whether one block's result can be given to the next one as it is (it may have been reshaped between them)."""
+    assert before.result is not None
+    assert after.hidden is not None
+    return before.result.shape == after.hidden.shape and before.result.stride == after.hidden.stride
 
 
 def downstream(key: int, begin: int, run: Run) -> set[int]:

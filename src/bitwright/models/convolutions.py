@@ -13,7 +13,6 @@ from bitwright.models.flow import Flow
 from bitwright.models.model import Model
 from bitwright.models.norms import channel_affine
 from bitwright.models.prove import Prover, relative_error
-from bitwright.models.record import Ref
 from bitwright.models.scales import power_scales
 from bitwright.models.sites import Use
 from bitwright.models.structure import NormSite, Pair
@@ -57,7 +56,7 @@ class ConvolutionFinder:
             self.reasons.append(f"{norm.path}: the output of {source.site.path} has other readers, so it is not folded")
             return []
         with self.model.unit(norm.path) as module, self.model.unit(source.site.path) as layer:
-            error = _folding_error(layer, module, source)
+            error = _folding_error(layer, module, source, entry.shape)
         if error > TOLERANCE:
             self.reasons.append(f"{norm.path}: folding into {source.site.path} moves its output by {error:.1e}")
             return []
@@ -135,10 +134,12 @@ def _owner(use: Use) -> str:
     return use.site.tied_to or use.site.name
 
 
-def _folding_error(layer: nn.Module, norm: nn.Module, use: Use) -> float:
-    """Relative difference between norm(layer(x)) and the layer with the norm folded in, on random x (float64)."""
-    result: Ref = use.result
-    scale, shift = channel_affine(norm, len(result.shape), use.site.shape[0])
+def _folding_error(layer: nn.Module, norm: nn.Module, use: Use, shape: tuple[int, ...]) -> float:
+    """Relative difference between norm(layer(x)) and the layer with the norm folded in, on random x (float64).
+
+    The norm sees the layer's output in ``shape`` (tokens may be joined with the batch).
+    """
+    scale, shift = channel_affine(norm, len(shape), use.site.shape[0])
     plain, folded, norm = copy.deepcopy(layer).double(), copy.deepcopy(layer).double(), copy.deepcopy(norm).double()
     weight = folded.get_parameter(use.site.parameter)
     with torch.no_grad():
@@ -148,4 +149,5 @@ def _folding_error(layer: nn.Module, norm: nn.Module, use: Use) -> float:
         bias = torch.zeros_like(shift) if old is None else old.detach()
         folded.register_parameter(leaf, nn.Parameter(bias * scale + shift))
         x = torch.randn(use.entry.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight)
-        return relative_error(folded(x), norm(plain(x)))
+        y = plain(x)
+        return relative_error(folded(x), norm(y.reshape(shape)).reshape(y.shape))

@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from bitwright.errors import InputError
@@ -155,6 +156,28 @@ def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure
         chain_error=error,
         returns=stream.returns,
     )
+
+
+def chain_holds(model: Model, structure: Structure, example: Any = None) -> bool:
+    """Whether the model can be run block by block, for a structure that was found from shapes alone.
+
+    One block at a time is in memory; that the output is the same is known from the recorded flow.
+    """
+    if not structure.blocks:
+        return True
+    example = on_device_of(model.module, example_inputs(model.module) if example is None else shrunk(example))
+    stream = block_stream(model, structure)
+    try:
+        with torch.no_grad():
+            calls = stream.prefix_inputs([example])[0]
+            hidden = calls.hidden
+            for index, path in enumerate(structure.blocks):
+                with model.unit(path):
+                    hidden = stream.run_block(index, calls, hidden)
+            stream.run_suffix(calls, hidden)
+    except REPLAY_FAILURES:
+        return False
+    return True
 
 
 def block_stream(model: Model, structure: Structure) -> BlockStream:

@@ -239,6 +239,8 @@ class _Recorder(TorchFunctionMode):
         scope = self._stack[-1].path if self._stack else ""
         made = dict.fromkeys([*outputs, *changed])
         inputs = () if name in _SHAPE_ONLY else inputs[:1] if name in _LIKE_ANOTHER else inputs
+        read = {slot for slot, _ in inputs}
+        parameters = tuple((slot, parameter) for slot, parameter in parameters if slot in read)
         self.run.ops.append(Op(len(self.run.ops), name, inputs, tuple(made), scope, parameters, scalars))
         return result
 

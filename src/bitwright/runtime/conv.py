@@ -34,6 +34,31 @@ class QuantConv2d(QuantModule):
         self.geometry = geometry
         super().__init__(weight, meta, shape, bias, options=options)
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """As of the float layer; some networks pad by themselves and ask for it."""
+        return self.geometry.stride
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """As of the float layer."""
+        return self.geometry.kernel_size
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """As of the float layer."""
+        return self.geometry.dilation
+
+    @property
+    def padding(self) -> tuple[int, int] | str:
+        """As of the float layer."""
+        return self.geometry.padding
+
+    @property
+    def groups(self) -> int:
+        """As of the float layer."""
+        return self.geometry.groups
+
     @classmethod
     def from_quantized(
         cls, weight: QuantizedTensor, bias: Tensor | None, geometry: ConvGeometry, *, options: Options = PLAIN
