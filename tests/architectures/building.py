@@ -96,7 +96,9 @@ def _candidates(model_class: Any, config: Any) -> list[Any]:
     own = getattr(model_class, "config_class", None)
     parts = _parts(config)
     exact = [part for part in parts if own is not None and type(part) is own]
-    text = [config.get_text_config()] if hasattr(config, "get_text_config") else []
+    text: list[Any] = []
+    with contextlib.suppress(ValueError):  # several parts may be the text's
+        text = [config.get_text_config()] if hasattr(config, "get_text_config") else []
     found = [*exact, config, *text, *parts] if exact else [*text, *parts]
     return [part for i, part in enumerate(found) if all(part is not other for other in found[:i])][:4]
 

@@ -274,6 +274,8 @@ def _scaled(value: int, main: int, strategy: Strategy) -> int:
 def _small_list(name: str, value: Any, main: int, layers: int, strategy: Strategy, default: Any) -> Any:
     depth = next((v for k, v in vars(default).items() if _LAYERS.search(k) and isinstance(v, int)), 0)
     kept: list[Any]
+    if len(value) > 1 and all(type(v) is int for v in value) and sum(value) == main:
+        return type(value)([v * strategy.hidden // main for v in value])
     if re.search(r"heads$", name) and len(set(value)) > 1 and all(type(v) is int for v in value):
         value = type(value)([max(1, 2 * v // value[0]) for v in value])
         return type(value)(value[:layers]) if len(value) == depth and depth > layers else value
