@@ -196,3 +196,11 @@ def test_everything_else_gets_the_dense_tensor() -> None:
 def test_names_of_an_opened_parameter() -> None:
     fused = FusedWeight("a.b", 2, (4, 6), transposed=True)
     assert list(fused.names()) == ["a.b.0.weight", "a.b.1.weight"]
+
+
+def test_a_pair_of_one_listed_expert_holds_in_all() -> None:
+    model = open_model(SeparateModel())
+    found = discover(model, torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(0)))
+    inside = {p.source: p.sinks for p in found.pairs if ".experts." in p.source}
+    lists = [f"blocks.{b}.mixture.experts" for b in range(2)]
+    assert inside == {f"{path}.{e}.0": (f"{path}.{e}.2",) for path in lists for e in range(3)}

@@ -171,7 +171,7 @@ def complete_experts(module: nn.Module, found: Structure) -> Structure:
     pairs = [_widened(pair, member, families) for pair in found.pairs]
     for pair in found.pairs:
         source = member.get(pair.source)
-        if source is not None:
+        if source is not None and all(p in member and member[p].expert == source.expert for p in pair.sinks):
             have = {p.source for p in pairs}
             missing = [s for s in families[source.family] if s.path not in have]
             pairs += [_moved(pair, source, s) for s in missing]
@@ -195,25 +195,17 @@ def _widened(pair: Pair, member: dict[str, WeightSite], families: dict[str, list
 
 
 def _moved(pair: Pair, source: WeightSite, other: WeightSite) -> Pair:
-    """A pair inside one expert, for another expert."""
+    """A pair inside one expert, for another expert of the family."""
+    return replace(pair, source=other.path, sinks=tuple(_of_expert(s, source, other) for s in pair.sinks))
+
+
+def _of_expert(path: str, source: WeightSite, other: WeightSite) -> str:
+    """The layer of another expert that plays the part of ``path`` (in a list of experts, or in a stack beside)."""
+    before, after = f".{source.expert}", f".{other.expert}"
     prefix = _prefix(source)
-
-    def moved(path: str) -> str:
-        own = _numbered_path(path, source.expert, other.expert)
-        return own if path.rpartition(".")[0] != prefix else f"{prefix}.{other.expert}"
-
-    return replace(pair, source=other.path, sinks=tuple(moved(path) for path in pair.sinks))
-
-
-def _numbered_path(path: str, before: int | None, after: int | None) -> str:
-    """The path with its last number exchanged, where it is ``before``."""
-    parts = path.split(".")
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index].isdigit():
-            if parts[index] == str(before):
-                parts[index] = str(after)
-            break
-    return ".".join(parts)
+    if path.startswith(f"{prefix}{before}."):
+        return prefix + after + path.removeprefix(prefix + before)
+    return path.removesuffix(before) + after
 
 
 def _widened_stream(
