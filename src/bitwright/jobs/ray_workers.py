@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,11 +45,11 @@ def machine_words() -> str:
     return f"torch {version}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _work(function: Callable[[Item], Found], item: Item, threads: int) -> tuple[str, Found]:
-    """Run one task on the machine where this is called."""
+def _work(function: Callable[[Item], Found], item: Item, threads: int) -> tuple[str, str, Found]:
+    """Run one task on the machine where this is called; what that is, its number in the cluster, and the result."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    return machine_words(), function(item)
+    return machine_words(), import_ray().get_runtime_context().get_node_id(), function(item)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class RayWorkers:
         ray: the package.
         threads: CPUs that a task holds, and threads that it computes with.
         count: tasks that the cluster runs at a time.
+
+    ``done`` counts the tasks that every machine finished.
     """
 
     remote = True
@@ -81,6 +83,7 @@ class RayWorkers:
         self._task = ray.remote(num_cpus=threads, max_retries=LOST)(_work)
         self._here = machine_words()
         self._strangers: dict[str, None] = {}
+        self.done: Counter[str] = Counter()
 
     def share(self, value: T) -> Shared[T]:
         """Put a value into the object store."""
@@ -107,7 +110,7 @@ class RayWorkers:
     def _result(self, reference: Any) -> Any:
         lost = self._ray.exceptions
         try:
-            words, found = self._ray.get(reference)
+            words, node, found = self._ray.get(reference)
         except lost.RayTaskError as error:
             if isinstance(error.cause, BitwrightError):
                 raise error.cause from None
@@ -117,6 +120,7 @@ class RayWorkers:
                 f"a task was lost {LOST + 1} times with its machine ({str(error).splitlines()[0]}); give the machines "
                 "more memory, or fewer tasks at a time (--threads), and start the same command again: it resumes"
             ) from error
+        self.done[node] += 1
         if words != self._here:
             self._strangers[f"{words} (here: {self._here})"] = None
         return found

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from bitwright.cli.options import (
     Data,
     Engine,
@@ -20,6 +25,9 @@ from bitwright.cli.options import (
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
+if TYPE_CHECKING:
+    from bitwright.jobs.cluster_plan import ClusterPlan
+
 
 def command(
     model: FloatModel,
@@ -33,9 +41,16 @@ def command(
     rules: RuleFile = None,
     seed: Seed = 0,
     threads: Threads = None,
+    cluster: Annotated[
+        str, typer.Option("--cluster", help="Simulate equal machines: nodes=8,mem=512GB[,cpus=64][,net=25Gb].")
+    ] = "",
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Do not time this machine; count operations only.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Show what each tensor would get and why, the size, the memory, the sweeps and the time."""
+    """Show what each tensor would get and why, the size, the disk, the memory, the sweeps and the time."""
+    from bitwright.jobs.cluster_plan import parse_nodes, plan_cluster
     from bitwright.jobs.plan import plan
     from bitwright.jobs.request import Request, build_job, parse_settings
 
@@ -46,8 +61,12 @@ def command(
             model, recipe, pairs, weights, data, sequences, seed=seed, engine=engine, parallel=parallel,
             rules=str(rules) if rules else "",
         )  # fmt: skip
-        planned = plan(build_job(request))
-        out.result(planned.as_json())
+        job = build_job(request)
+        nodes = parse_nodes(cluster) if cluster else None
+        planned = plan(job)
+        simulated = plan_cluster(job, nodes) if nodes is not None else None
+        more = {"cluster": dataclasses.asdict(simulated)} if simulated is not None else {}
+        out.result({**planned.as_json(), **more})
         rows = [
             (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason)
             for r in planned.rows
@@ -55,13 +74,27 @@ def command(
         out.table(["tensor", "role", "shape", "weight", "input", "bits", "why float"], rows, title=planned.recipe)
         for sweep in planned.sweeps:
             out.show(f"- {sweep}")
+        exact = "" if planned.bytes_exact else "about "
+        out.show(f"{exact}{planned.bytes:,} bytes, {planned.bits_per_weight:.3f} bits per quantized weight")
         out.show(
-            f"{planned.bytes:,} bytes, {planned.bits_per_weight:.3f} bits per quantized weight, about "
-            f"{planned.peak_memory_bytes / 1e6:.0f} MB of memory and {planned.seconds:.0f} s"
+            f"about {planned.disk_bytes / 1e6:,.0f} MB of disk, {planned.peak_memory_bytes / 1e6:,.0f} MB of memory "
+            f"and {planned.seconds:.0f} s; the time rests on {planned.time_basis}"
         )
+        if simulated is not None:
+            out.show(_cluster_words(simulated))
         for reason in planned.reasons:
             out.show(f"note: {reason}")
         if planned.legality is not None:
             if not planned.legality.legal:
                 raise InputError(planned.legality.text)
             out.show(planned.legality.text)
+
+
+def _cluster_words(plan: ClusterPlan) -> str:
+    fits = "" if plan.fits else "; that is more memory than the machines have"
+    return (
+        f"{plan.nodes} machines, {plan.tasks_at_a_time} tasks at a time: about {plan.seconds:.0f} s (one process by "
+        f"the same count: {plan.seconds_alone:.0f} s, of them {plan.serial_seconds:.0f} s that stay in it), "
+        f"{plan.sent_bytes / 1e9:.1f} GB over the network, {plan.driver_bytes / 1e9:.1f} GB of memory where the job "
+        f"runs and {plan.node_bytes / 1e9:.1f} GB on the others{fits}"
+    )
