@@ -8,22 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2  # noqa: F401  (imported before the forks, so that no child pays for it)
-import matplotlib.backends.backend_svg  # noqa: F401
 import pytest
 import torch
 
 from bitwright.errors import InputError
-from bitwright.jobs import Job, run
+from bitwright.jobs import Job, page, run
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.request import build_recipe
-from bitwright.models.writer import ShardWriter
+from tests.fault.killing import killed_at, no_picture
 from tests.unit.jobs_toys import change_tensor, digests, in_child, save_ids, save_model, tiny_llama, token_ids
 
+_FIGURE = page._figure
 UNITS = 4  # prefix, two blocks, suffix
 
 
@@ -33,7 +33,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(page, "_figure", no_picture)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,34 +44,6 @@ def _one_thread() -> Iterator[None]:
 def _job(model: Path, out: Path, recipe: str = "gptq", weights: str = "int4 g16 asym", seed: int = 0) -> Job:
     data = [{"input_ids": token_ids()}]
     return Job(model, build_recipe(recipe, (), weights), data, out=out, seed=seed, verify=False)
-
-
-def _kill_at(count: int) -> None:
-    """Kill this process at its ``count``-th write, sync, rename or journal line (in a child process only)."""
-    left = count
-
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return call
-
-    os.replace = counted(os.replace)
-    os.fsync = counted(os.fsync)
-    ShardWriter.write = counted(ShardWriter.write)  # type: ignore[method-assign]
-    Journal.add = counted(Journal.add)  # type: ignore[method-assign]
-
-
-def _killed(job: Job, count: int) -> int:
-    def work() -> None:
-        _kill_at(count)
-        run(job)
-
-    return in_child(work)
 
 
 def _resumed_units(job: Job) -> int:
@@ -85,7 +58,7 @@ def test_killed_anywhere_the_bytes_are_the_same(recipe: str, checkpoint: Path, t
     count, resumed = 3 if recipe == "gptq" else 15, 0
     while True:
         out = tmp_path / f"killed-{count}"
-        status = _killed(_job(checkpoint, out, recipe), count)
+        status = killed_at(_job(checkpoint, out, recipe), count)
         if status == 0:
             break
         assert status == -signal.SIGKILL
@@ -215,39 +188,42 @@ def test_existing_output_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert (out / "precious").read_text() == "x"
 
 
-def test_real_process_killed_and_resumed(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_real_process_killed_three_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The console command dies by SIGKILL at a random moment after its first unit; ``resume`` finishes it.
+    """The console command dies by SIGKILL three times, each time a unit later; ``resume`` finishes it.
 
     It takes the killed command's number of threads by itself: nothing of the result may depend on who resumes.
     """
+    model = save_model(tmp_path / "model", tiny_llama(layers=4))
     ids = save_ids(tmp_path / "ids.safetensors", sequences=64, length=32)
     options = [
         "--recipe", "gptq", "--weights", "int4 g16 asym", "--data", str(ids), "--sequences", "64", "--length", "32",
         "--threads", "1",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "bitwright.cli.main", "quantize", str(checkpoint), *options, "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "bitwright.cli.main", "quantize", str(model), *options, "--out", "out"]
     journal = tmp_path / "out.partial" / "journal.jsonl"
-    while process.poll() is None:
-        if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
-            process.kill()
-            break
-        time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL, "the job was over before it could be killed"
+    for lines in (2, 3, 4):  # the header is one
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
+                process.kill()
+                break
+            time.sleep(0.002)
+        assert process.wait() == -signal.SIGKILL, "the job was over before it could be killed"
 
     from bitwright.cli.main import run as run_command
 
+    monkeypatch.setattr(page, "_figure", _FIGURE)
     torch.set_num_threads(2)
     capsys.readouterr()
     assert run_command(["resume", str(tmp_path / "out"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert torch.get_num_threads() == 1
-    assert summary["resumed_units"] >= 1
+    assert summary["resumed_units"] >= 3
     assert summary["events"] == []
     assert not journal.parent.exists()
-    assert in_child(lambda: run_command(["quantize", str(checkpoint), *options, "--out", str(tmp_path / "whole")])) == 0
+    assert in_child(lambda: run_command(["quantize", str(model), *options, "--out", str(tmp_path / "whole")])) == 0
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     manifest = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     assert manifest["recipe"] == "gptq"

@@ -21,6 +21,8 @@ INPUT, INTERNAL, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
 _MENDS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file would be larger than allowed (ulimit -f, or the file system); choose another --out",
+    errno.EIO: "the disk fails; check it and run the same command again",
     errno.EROFS: "the file system is read-only; choose another --out",
     errno.EACCES: "permission denied; choose another place or change its permissions",
     errno.EPERM: "the operation is not permitted; choose another place or change its permissions",

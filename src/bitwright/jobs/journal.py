@@ -82,9 +82,10 @@ class Journal:
         current = self.header["identity"]
         for key in sorted({*earlier, *current}):
             if earlier.get(key) != current.get(key):
+                words = _difference(earlier.get(key), current.get(key))
                 raise InputError(
-                    f"{self.path.parent} holds a job with another {key} ({_short(earlier.get(key))} there, "
-                    f"{_short(current.get(key))} now); use the same {key}, another --out, or remove the folder"
+                    f"{self.path.parent} holds a job with another {key} ({words}); use the same {key}, another --out, "
+                    "or remove the folder"
                 )
         before, now = header.get("machine", {}), self.header["machine"]
         differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -153,6 +154,14 @@ def _entry(line: Mapping[str, Any]) -> Entry | None:
     return Entry(unit, file, digest, facts) if Path(file).name == file else None
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _difference(before: object, now: object) -> str:
+    """Two values in words, long ones from where they begin to differ."""
+    first, second = (json.dumps(value, sort_keys=True) for value in (before, now))
+    start = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    start = max(0, start - 60) if max(len(first), len(second)) > 80 else 0
+    return f"{_cut(first, start)} there, {_cut(second, start)} now"
+
+
+def _cut(text: str, start: int) -> str:
+    part = text[start : start + 80]
+    return ("..." if start else "") + part + ("..." if start + 80 < len(text) else "")

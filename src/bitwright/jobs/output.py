@@ -26,6 +26,7 @@ from bitwright.models.writer import (
     RawTensor,
     TensorLayout,
     layout_of,
+    sync_folder,
     tensor_bytes,
     write_index,
     write_safetensors,
@@ -290,10 +291,13 @@ def prepare_folder(out: Path) -> Path:
 
 
 def publish(work: Path, out: Path) -> None:
-    """One rename makes the result; working files are removed first."""
-    for path in work.iterdir():
+    """One rename makes the result; working files are removed first, the journal last: until then a job resumes."""
+    for path in sorted(work.iterdir()):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name.endswith((".partial", ".new", ".lock")) or path.name in _WORKING_FILES:
+        elif path.name.endswith((".partial", ".new", ".lock")):
             path.unlink()
+    for name in reversed(_WORKING_FILES):
+        (work / name).unlink(missing_ok=True)
     os.replace(work, out)
+    sync_folder(out.parent)

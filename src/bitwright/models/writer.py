@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import torch
 from bitwright.errors import InputError
 from bitwright.models.checkpoint import TORCH_DTYPES
 from bitwright.models.header import stored_bytes
+
+logger = logging.getLogger(__name__)
 
 INDEX_NAME = "model.safetensors.index.json"
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -91,7 +94,11 @@ class ShardWriter:
         self._pending = set(self._spans)
         with _clear_errors(self.path):
             self._file = self.partial.open("wb")
-            self._file.write(len(text).to_bytes(8, "little") + text)
+            try:
+                self._file.write(len(text).to_bytes(8, "little") + text)
+            except OSError:
+                self.abort()
+                raise
 
     def write(self, name: str, data: torch.Tensor | bytes | memoryview | Iterable[bytes | memoryview]) -> None:
         """Write the bytes of one tensor; iterables are written piece by piece.
@@ -136,8 +143,12 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Remove the partial file."""
-        self._file.close()
-        self.partial.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError:  # a full disk cannot take what is still in memory; that is no loss here
+            logger.debug("%s: what was left to write is dropped", self.partial)
+        finally:
+            self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
