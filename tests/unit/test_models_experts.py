@@ -204,3 +204,27 @@ def test_a_pair_of_one_listed_expert_holds_in_all() -> None:
     inside = {p.source: p.sinks for p in found.pairs if ".experts." in p.source}
     lists = [f"blocks.{b}.mixture.experts" for b in range(2)]
     assert inside == {f"{path}.{e}.0": (f"{path}.{e}.2",) for path in lists for e in range(3)}
+
+
+def test_a_stack_may_hold_more_experts_than_the_next() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.gate = nn.Linear(8, 2)
+            self.up, self.down = nn.Parameter(torch.randn(3, 6, 8)), nn.Parameter(torch.randn(2, 8, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen = self.gate(x).topk(1, dim=-1)[1][..., 0]
+            y = torch.zeros_like(x)
+            for e in range(2):
+                rows = torch.where(chosen == e)
+                y[rows] = functional.linear(functional.linear(x[rows], self.up[e]).relu(), self.down[e])
+            return y
+
+    model = open_model(Model())
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    open_experts(model, x)
+    found = discover(model, x)
+    assert {s.path for s in found.sites if s.expert is not None} == {"up.0", "up.1", "up.2", "down.0", "down.1"}
+    assert {(p.source, p.sinks) for p in found.pairs} <= {(f"up.{e}", (f"down.{e}",)) for e in range(2)}

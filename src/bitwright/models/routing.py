@@ -174,7 +174,9 @@ def complete_experts(module: nn.Module, found: Structure) -> Structure:
         if source is not None and all(p in member and member[p].expert == source.expert for p in pair.sinks):
             have = {p.source for p in pairs}
             missing = [s for s in families[source.family] if s.path not in have]
-            pairs += [_moved(pair, source, s) for s in missing]
+            moved = (_moved(pair, source, s) for s in missing)
+            # One stack of a layer may hold more experts than the next.
+            pairs += [p for p in moved if all(sink in member for sink in p.sinks)]
     residual = found.residual and _widened_stream(found.residual, member, families)
     return replace(found, sites=sites, pairs=tuple(pairs), residual=residual)
 
