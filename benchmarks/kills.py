@@ -1,10 +1,10 @@
 """Kill a job again and again and compare what it writes in the end: ``python -m benchmarks.kills --kills 1000``.
 
 Protocol: a random Llama of two layers (hidden 32) on the disk, `gptq int4 g16 asym` with verification, one thread,
-forked children; the drawing of the report's pictures is left out. Every second job is killed before a chosen step (write
-of a tensor, sync, rename, removal, journal line; every fourth of them inside a journal line), the others after a random
-time. A job is killed up to three times in a row, then runs to its end; its folder must be equal, byte for byte, to that
-of a job that was never interrupted. Steps are taken in turn, so that every one is a point of a kill.
+forked children; the drawing of the report's pictures is left out. Every second job is killed before a chosen step (a
+tensor's write, a sync, rename, removal or journal line; every fourth of them inside a journal line), the others after a
+random time. A job is killed up to three times in a row, then runs to its end; its folder must be equal, byte for byte,
+to that of a job that was never interrupted. Steps are taken in turn, so that every one is a point of a kill.
 """
 
 from __future__ import annotations

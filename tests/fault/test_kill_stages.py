@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import jinja2  # noqa: F401  (imported before the forks, so that no child pays for it)
@@ -98,23 +99,29 @@ def test_a_file_that_may_not_grow(checkpoint: Path, tmp_path: Path, capfd: pytes
     assert digests(out) == digests(tmp_path / "whole")
 
 
-def test_a_disk_that_is_full(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A file system of 24 KB; what was finished stays, and the same command goes on once there is room."""
+def test_a_disk_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
+    """Somebody else fills the disk after the first unit; what was finished stays, and the same job goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "bitwright-test", str(disk)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "bitwright-test", str(disk)], check=False)
     if mounted.returncode != 0:
         pytest.skip("only root may mount a small file system")
-    command = ["quantize", str(checkpoint), "--recipe", "rtn", "--weights", "int4 g16", "--no-verify"]
+
+    def fill(unit: str, done: int, total: int, share: float) -> None:
+        if done == 1 and not (disk / "other").exists():
+            with suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+
+    job = _job(checkpoint, disk / "out", verify=False)
     try:
-        assert run_command([*command, "--out", str(disk / "out")]) == 2
-        assert "the disk is full; free some space and run the same command again" in " ".join(
-            capfd.readouterr().err.split()
-        )
+        with pytest.raises((InputError, OSError), match=r"the disk is full|No space left"):
+            run(job, fill)
         assert not (disk / "out").exists()
-        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert run_command([*command, "--out", str(disk / "out")]) == 0
-        assert run_command([*command, "--out", str(tmp_path / "whole")]) == 0
+        assert not list(disk.glob("out.partial/*.partial"))
+        (disk / "other").unlink()
+        assert run(job).resumed == 1
+        run(_job(checkpoint, tmp_path / "whole", verify=False))
         assert digests(disk / "out") == digests(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
