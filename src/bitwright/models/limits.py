@@ -30,7 +30,11 @@ _LENGTH = re.compile(r"(^|_)(positions?|length|len|window|context|seq|seqlen|ctx
 # A packed weight is stored at a bit or more a value, and some widths are a product of heads: so sizes may exceed the
 # largest stored dimension, but not by more than this.
 _PACKED = 64
-_SMALL = 2**16
+_SMALL = 2**25
+# Entries whose other words sound like a size, and those of which each is at least one module that has to be built.
+_NO_SIZE = re.compile(r"(^|_)(theta|freq|frequency|eps|loss|coef|coeff)(_|$)")
+_BUILT = re.compile(r"(^|_)(experts|layers|layer|blocks)$")
+_FEW = 2**15
 _LONG = 2**31
 _FILLED = 2**28
 _FACTORIES = frozenset({"ones", "zeros", "full", "arange", "eye", "linspace", "rand", "randn", "tril_indices"})
@@ -59,12 +63,18 @@ def check_config(checkpoint: Checkpoint) -> None:
             if name.lstrip("_").endswith(("attn_implementation", "experts_implementation")) and "/" in value:
                 raise InputError(f"{where} asks for code from the hub ({place} = {_short(value)}); remove the entry")
             continue
+        if _NO_SIZE.search(name):
+            continue
         if name in DEPTH_KEYS and abs(value) > count:
             raise InputError(
                 f"{where} says {place} = {value}, but there are only {count} tensors; the config belongs to another "
                 "model"
             )
-        limit = max(_PACKED * largest, count, _SMALL) if _SIZE.search(name) else _LONG
+        limit = _LONG
+        if _BUILT.search(name):
+            limit = max(largest, count, _FEW)
+        elif _SIZE.search(name):
+            limit = max(_PACKED * largest, count, _SMALL)
         if (_SIZE.search(name) or _LENGTH.search(name)) and not abs(value) <= limit:
             raise InputError(f"{where} says {place} = {_short(value)}, far above what its tensors hold; mend it")
 
