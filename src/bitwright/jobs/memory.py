@@ -1,55 +1,177 @@
-"""An estimate of a job's peak memory, made before any weight is read."""
+"""An estimate of a job's peak memory, made before any weight is read.
+
+Three moments compete: the opening (discovery proves what transforms rely on), the rounding of a weight (its unit,
+what was coded of it so far, the statistics, what the solver holds: counted on a small random weight) and the passes of
+the data through a unit.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from bitwright.jobs.opening import Job, Opened
-from bitwright.jobs.units import split_units
+from bitwright.jobs.sampling import Shape, working_bytes
+from bitwright.jobs.units import Unit, split_units
 from bitwright.machine import memory
+from bitwright.models import WeightSite
+from bitwright.models.materialise import KEPT_BYTES
+from bitwright.stages.quantizer import Quantizer
+from bitwright.statistics import Statistic
 
 _FLOAT = 4
+# What a job allocates whatever the model: journal, report, buffers of the matrix library.
+_FIXED = 8_000_000
+# Copies of a weight that learning holds beside the weight: soft form, gradient, two moments and what autograd keeps.
+_LEARNING_COPIES = 8
+
+
+@dataclass(frozen=True)
+class WorkingLaw:
+    """Bytes that rounding a weight adds at its peak: ``per_weight out in + per_square in^2``."""
+
+    per_weight: float
+    per_square: float = 0.0
+
+    def bytes(self, shape: Shape) -> int:
+        """For a weight ``[out, in]``."""
+        return int(self.per_weight * shape[0] * shape[1] + self.per_square * shape[1] ** 2)
+
+
+def working_law(quantizer: Quantizer, shapes: Iterable[Shape]) -> WorkingLaw:
+    """Count what a quantizer holds on small weights of the widest and the narrowest aspect among ``shapes``."""
+    ordered = sorted(shapes, key=lambda s: (s[1] / s[0], s[0] * s[1]))
+    tall, wide = ordered[0], ordered[-1]
+    x, y = tall[1] / tall[0], wide[1] / wide[0]
+    second = working_bytes(quantizer, wide) / (wide[0] * wide[1])
+    if y < 1.5 * x:
+        return WorkingLaw(second)
+    first = working_bytes(quantizer, tall) / (tall[0] * tall[1])
+    square = max((second - first) / (y - x), 0.0)
+    return WorkingLaw(max(first - square * x, 0.0), square)
 
 
 def estimate_peak(job: Job, opened: Opened) -> int:
-    """Bytes of anonymous memory above the start.
+    """Bytes of anonymous memory above the start, as :func:`bitwright.evaluation.memory.peak_memory` measures them."""
+    units = split_units(opened.structure)
+    laws = _laws(opened)
+    kept = 0
+    largest = opening_bytes(job, opened)
+    for unit in units:
+        largest = max(largest, kept + _unit_bytes(job, opened, unit, laws) + _streams(job, opened))
+        if job.out is None or not opened.model.streamed:
+            kept += sum(_coded_bytes(job, opened, s) for s in unit.sites)
+    return largest + _FIXED
 
-    The largest unit in fp32 (twice where a float twin runs beside it), the dequantized copies that its quantized
-    layers run on, the statistics of its widest group with the solver's working copies, and the hidden states in memory.
+
+def _laws(opened: Opened) -> dict[str, WorkingLaw]:
+    """One law per quantizer, by its text."""
+    shapes: dict[str, tuple[Quantizer, list[Shape]]] = {}
+    for choice in opened.choices.values():
+        if choice.weight is not None:
+            shapes.setdefault(repr(choice.weight), (choice.weight, []))[1].append(choice.site.shape)
+    return {text: working_law(quantizer, found) for text, (quantizer, found) in shapes.items()}
+
+
+def opening_bytes(job: Job, opened: Opened) -> int:
+    """What discovery holds of a streamed model.
+
+    It reads weights for proofs only, which transforms ask for: recently used weights, a block and what is rewritten.
     """
-    largest = 0
-    for unit in split_units(opened.structure):
-        weights = sum(s.shape[0] * s.shape[1] for s in unit.sites)
-        copies = 1 + (opened.twin is not None) + opened.reads_data
-        widest = max((s.shape[0] * s.shape[1] for s in unit.sites), default=0)
-        # Codes, scaled values and error terms of the weight at hand.
-        solver = 6 * widest * _FLOAT
-        statistics = 0
-        families: dict[str, int] = {}
-        for group in unit.groups:
-            for site in group:
-                choice = opened.choices[site.path]
-                needs = choice.weight.needs if choice.weight is not None else ()
-                held = sum(r.memory_bytes(site.shape[1]) for r in needs)
-                if site.family:  # the experts of a family share a sweep, as far as the window allows
-                    families[site.family] = families.get(site.family, 0) + held
-                    held = max(held, min(families[site.family], replay_window(job)))
-                # Factorising a Hessian holds the damped copy, the factor and its ordered copy.
-                statistics = max(statistics, held + 3 * _FLOAT * site.shape[1] ** 2 * bool(needs))
-        largest = max(largest, copies * weights * _FLOAT + solver + statistics)
-    return largest + _hidden_bytes(job, opened)
+    if not opened.model.streamed or not job.recipe.transforms:
+        return 0
+    blocks = [sum(s.shape[0] * s.shape[1] for s in unit.sites) * _FLOAT for unit in split_units(opened.structure)]
+    return min(sum(blocks), KEPT_BYTES) + 3 * max(blocks, default=0) // 2
 
 
-def _hidden_bytes(job: Job, opened: Opened) -> int:
+def runs_units(job: Job, opened: Opened) -> bool:
+    """Whether anything runs through the units, so that all of their weights are read."""
+    return opened.reads_data or (job.verify and job.out is not None) or bool(job.recipe.transforms)
+
+
+def _unit_bytes(job: Job, opened: Opened, unit: Unit, laws: dict[str, WorkingLaw]) -> int:
+    runs = runs_units(job, opened)
+    sites = [s for s in unit.sites if runs or opened.choices[s.path].weight is not None]
+    held = 0
+    if opened.model.streamed:
+        held = sum(s.shape[0] * s.shape[1] * _FLOAT for s in sites)
+    held *= 1 + (opened.twin is not None)
+    early = sum(_result_bytes(r, g[0].shape[1]) for g in unit.groups for r in _needs(opened, g) if r.prefix != "layer")
+    peak = held + _pass_bytes(opened, unit) + early
+    coded, families = 0, dict[str, int]()
+    for group in (*unit.groups, *((s,) for s in unit.sites if s.kind == "embedding")):
+        columns = group[0].shape[1]
+        late = [r for r in _needs(opened, group) if r.prefix == "layer"]
+        results = sum(_result_bytes(r, columns) for r in late)
+        collected = max((r.memory_bytes(columns) for r in late), default=0) + results
+        if group[0].family:  # the experts of a family share a sweep, as far as the window allows
+            families[group[0].family] = families.get(group[0].family, 0) + results
+            collected = results = max(results, min(families[group[0].family], replay_window(job)))
+        peak = max(peak, held + coded + early + collected + _pass_bytes(opened, unit) * bool(late))
+        for site in group:
+            weight = opened.choices[site.path].weight
+            if weight is not None:
+                working = laws[repr(weight)].bytes(site.shape) + site.shape[0] * site.shape[1] * _FLOAT
+                peak = max(peak, held + coded + early + results + working)
+                coded += _coded_bytes(job, opened, site)
+    learning = _LEARNING_COPIES * _FLOAT * sum(s.shape[0] * s.shape[1] for s in unit.sites) if job.recipe.learn else 0
+    return max(peak, held + coded + learning + _pass_bytes(opened, unit) * (3 if learning else 1))
+
+
+def _coded_bytes(job: Job, opened: Opened, site: WeightSite) -> int:
+    """A coded weight until its unit is written: a byte per code, the packed tensors, the float copy that runs."""
+    weight = opened.choices[site.path].weight
+    if weight is None:
+        return 0
+    count = site.shape[0] * site.shape[1]
+    return count + weight.format.storage_bits(site.shape) // 8 + _FLOAT * count * runs_units(job, opened)
+
+
+def _needs(opened: Opened, group: Sequence[WeightSite]) -> list[Statistic]:
+    found: dict[Statistic, None] = {}
+    for site in group:
+        weight = opened.choices[site.path].weight
+        found.update(dict.fromkeys(weight.needs if weight is not None else ()))
+    return [r for r in found if getattr(r, "reads", "input") == "input"]
+
+
+def _result_bytes(request: Statistic, columns: int) -> int:
+    """A finished statistic: second moments are fp32 matrices, all else is as large as what gathers it."""
+    square = request.memory_bytes(2 * columns) > 3 * request.memory_bytes(columns)
+    return min(request.memory_bytes(columns), _FLOAT * columns**2) if square else request.memory_bytes(columns)
+
+
+def _pass_bytes(opened: Opened, unit: Unit) -> int:
+    """Tensors that one batch makes inside a unit: what the widest group answers and half as much, and four streams."""
+    if not opened.reads_data or unit.kind in ("prefix", "suffix"):
+        return 0
+    widest = max((sum(s.shape[0] for s in group) for group in unit.groups if not group[0].family), default=0)
+    tokens = max((_tokens(batch) for batch in opened.batches), default=0)
+    return int(tokens * _FLOAT * (1.5 * widest + 4 * _width(opened)))
+
+
+def _streams(job: Job, opened: Opened) -> int:
+    """Hidden states in memory, and what is kept of a unit's answers for its later sweeps."""
     if not opened.reads_data:
         return 0
-    width = opened.structure.residual.dim if opened.structure.residual is not None else _widest(opened)
     tokens = sum(_tokens(batch) for batch in opened.batches)
-    streams = opened.reads_float + opened.reads_quantized + 1
-    held = tokens * width * _FLOAT * streams
+    # The float stream behind a unit is made before the one in front of it is let go.
+    count = 2 * opened.reads_float + opened.reads_quantized
+    held = tokens * _width(opened) * _FLOAT * count
     window = activation_window(job)
-    held = held if window is None or job.out is None else min(held, streams * window)
+    held = held if window is None or job.out is None else min(held, count * window)
     return held + min(tokens * _FLOAT * _replayed_width(opened), replay_window(job))
+
+
+def spilled_bytes(job: Job, opened: Opened) -> int:
+    """Hidden states that go to disk."""
+    window = activation_window(job)
+    if window is None or job.out is None or not opened.reads_data:
+        return 0
+    stream = sum(_tokens(batch) for batch in opened.batches) * _width(opened) * _FLOAT
+    return (2 * opened.reads_float + opened.reads_quantized) * max(0, stream - window)
 
 
 def activation_window(job: Job) -> int | None:
@@ -88,5 +210,9 @@ def _tokens(batch: dict[str, Tensor]) -> int:
     return int(ids.numel()) if ids is not None else max(int(v.numel()) for v in batch.values())
 
 
-def _widest(opened: Opened) -> int:
-    return max((s.shape[1] for s in opened.structure.sites if s.kind == "linear" and s.role == "block"), default=1)
+def _width(opened: Opened) -> int:
+    residual = opened.structure.residual
+    if residual is not None:
+        return residual.dim
+    sites = (s for s in opened.structure.sites if s.kind == "linear" and s.role == "block")
+    return max((s.shape[1] for s in sites), default=1)

@@ -1,7 +1,11 @@
-"""The plan: what each tensor gets and why, how large the result is, what the run will cost. No weight is read."""
+"""The plan: what each tensor gets and why, how large the result is, what the run will cost.
+
+No weight is read, except by discovery, which runs the float model on one sequence.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,12 +13,9 @@ from typing import Any
 from bitwright.jobs.legality import Legality, check_engine
 from bitwright.jobs.memory import estimate_peak
 from bitwright.jobs.opening import Job, Opened, open_job
-from bitwright.jobs.stored import source_bytes
+from bitwright.jobs.sizes import disk_bytes, is_exact, output_bytes, quantizer_bits
+from bitwright.jobs.timing import Probe, estimate_seconds, probe_job
 from bitwright.jobs.units import Unit, split_units
-from bitwright.stages.quantizer import Quantizer
-
-# Multiply-adds per second that two server cores reach in fp32 matrix products; only the time estimate uses it.
-_FLOPS = 60e9
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned job."""
+    """A planned job.
+
+    ``bytes`` are those of the result's tensors (``bytes_exact``: to the byte), ``disk_bytes`` what the disk has to hold
+    while the job runs, ``peak_memory_bytes`` anonymous memory above the start; ``time_basis`` says what ``seconds``
+    rests on.
+    """
 
     recipe: str
     rows: tuple[PlanRow, ...]
@@ -45,6 +51,9 @@ class Plan:
     sweeps: tuple[str, ...]
     blocks: int
     reasons: tuple[str, ...]
+    disk_bytes: int = 0
+    bytes_exact: bool = True
+    time_basis: str = ""
     legality: Legality | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -55,33 +64,43 @@ class Plan:
         return found
 
 
-def plan(job: Job) -> Plan:
+def plan(job: Job, *, probe: bool = False) -> Plan:
     """Plan a job, and ask the engine that it names whether it would serve the result.
+
+    Args:
+        job: what to do.
+        probe: time this machine and the recipe's rounding on small random weights (a second or two), so that
+            ``seconds`` is about what the run will take here; else it is what two server cores would take.
 
     Raises:
         InputError: for everything that would stop the run itself before its first unit.
     """
+    started = time.perf_counter()
     opened = open_job(job)
-    found = plan_opened(job, opened)
+    found = plan_opened(job, opened, probe_job(opened, time.perf_counter() - started) if probe else Probe())
     return replace(found, legality=check_engine(job, opened)) if job.engine else found
 
 
-def plan_opened(job: Job, opened: Opened) -> Plan:
+def plan_opened(job: Job, opened: Opened, probe: Probe | None = None) -> Plan:
     """Plan an opened job."""
+    probe = probe or Probe()
     rows = [_row(opened, path) for path in opened.choices]
     coded = [r for r in rows if r.format]
     weights = sum(r.shape[0] * r.shape[1] for r in coded)
-    units = split_units(opened.structure)
+    written = output_bytes(opened)
     return Plan(
         recipe=job.recipe.name,
         rows=tuple(rows),
-        bytes=_total_bytes(opened, coded),
+        bytes=written,
         bits_per_weight=sum(r.bits_per_weight * r.shape[0] * r.shape[1] for r in coded) / max(1, weights),
         peak_memory_bytes=estimate_peak(job, opened),
-        seconds=_seconds(opened, units),
-        sweeps=tuple(sweeps(job, opened, units)),
+        seconds=estimate_seconds(job, opened, written, probe),
+        sweeps=tuple(sweeps(job, opened, split_units(opened.structure))),
         blocks=len(opened.structure.blocks),
         reasons=opened.structure.reasons,
+        disk_bytes=disk_bytes(job, opened),
+        bytes_exact=all(is_exact(c.weight) for c in opened.choices.values()),
+        time_basis=probe.basis,
     )
 
 
@@ -96,29 +115,6 @@ def _row(opened: Opened, path: str) -> PlanRow:
         "" if choice.input is None else str(choice.input.format), bits / count if count else 0.0, -(-bits // 8),
         choice.reason,
     )  # fmt: skip
-
-
-def quantizer_bits(quantizer: Quantizer, shape: tuple[int, int]) -> int:
-    """Stored bits of a weight under a quantizer, with its residual terms (sparse ones as planned)."""
-    bits = quantizer.format.storage_bits(shape)
-    for residual in quantizer.residuals:
-        estimate = getattr(residual, "storage_bits", None)
-        bits += int(estimate(shape)) if estimate is not None else 0
-    return bits
-
-
-def _total_bytes(opened: Opened, coded: Sequence[PlanRow]) -> int:
-    checkpoint = opened.model.checkpoint
-    if checkpoint is not None:
-        total = sum(info.bytes for info in checkpoint.tensors.values())
-        for row in coded:
-            total += row.bytes - source_bytes(opened.model, f"{row.path}.weight")
-        return total
-    total = sum(t.nbytes for t in opened.model.module.state_dict().values())
-    for row in coded:
-        weight = opened.model.module.get_submodule(row.path).get_parameter("weight")
-        total += row.bytes - weight.nbytes
-    return total
 
 
 def sweeps(job: Job, opened: Opened, units: Sequence[Unit]) -> list[str]:
@@ -142,22 +138,3 @@ def sweeps(job: Job, opened: Opened, units: Sequence[Unit]) -> list[str]:
     if opened.reads_float:
         found.append("one pass per unit to move the float stream on")
     return found
-
-
-def _seconds(opened: Opened, units: Sequence[Unit]) -> float:
-    """A rough time from operation counts: forward passes of the sweeps and second-order solves."""
-    tokens = sum(next(iter(b.values())).numel() for b in opened.batches) if opened.reads_data else 0
-    work = 0.0
-    for unit in units:
-        size = sum(s.shape[0] * s.shape[1] for s in unit.sites if s.kind != "embedding")
-        passes = 1 + len(unit.groups) + opened.reads_float
-        work += passes * tokens * size * opened.reads_data
-        for site in unit.sites:
-            choice = opened.choices[site.path].weight
-            out, columns = site.shape
-            if choice is not None:
-                # Packing and rounding cost about ten elementwise passes.
-                work += 10 * out * columns
-                if choice.needs:
-                    work += columns * columns * (columns / 3 + out) + tokens * columns * columns
-    return work / _FLOPS

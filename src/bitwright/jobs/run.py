@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib
 import logging
 import platform
 import shutil
@@ -33,6 +34,7 @@ from bitwright.jobs.opening import Job, Opened, open_job, probe_batch
 from bitwright.jobs.output import MANIFEST_VERSION, REQUEST_NAME, Output, prepare_folder, publish, working_folder
 from bitwright.jobs.report import PAGE, REPORT, report_files
 from bitwright.jobs.result import UnitResult
+from bitwright.jobs.sizes import check_disk
 from bitwright.jobs.verify import Probe, verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.models.writer import write_text
@@ -122,10 +124,13 @@ def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None =
         CheckError: for an event under strict mode, or a result that does not verify (it stays in the working folder).
     """
     started = time.perf_counter()
+    if not isinstance(job.model, nn.Module):
+        importlib.import_module("transformers.modeling_utils")  # its code is not the job's memory
     with peak_memory() as memory:
         opened = open_job(job)
         return_free_memory()
         check_memory(job, opened)
+        check_disk(job, opened)
         if job.engine and not (legality := check_engine(job, opened)).legal:
             raise InputError(legality.text)
         if job.out is None:
@@ -142,6 +147,7 @@ def check_memory(job: Job, opened: Opened) -> None:
     if job.max_memory is None:
         return
     need = estimate_peak(job, opened)
+    return_free_memory()
     if need > job.max_memory:
         raise InputError(
             f"this job needs about {need / 1e6:.0f} MB and --max-memory allows {job.max_memory / 1e6:.0f} MB; "

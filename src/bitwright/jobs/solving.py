@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bitwright.evaluation.memory import return_free_memory
 from bitwright.events import Event, Events
 from bitwright.formats import QuantizedTensor
 from bitwright.jobs.choice import derived_seed
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from bitwright.jobs.engine import Engine
 
 Statistics = Mapping[Statistic, Any]
+
+# Weights of fewer bytes are rounded without a look at what the process has freed.
+_LARGE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def solve(task: SolveTask | None) -> Solved | None:
     """Round one weight; a function of the task alone."""
     if task is None:  # a layer of which only the input is coded
         return None
+    if task.w.nbytes > _LARGE:
+        return_free_memory()  # what the sweep before left
     events = Noted()
     context = WeightContext(task.where, {**task.statistics.get(), **task.own}, task.seed, events)
     weight = quantize_weight(task.w, task.quantizer, context)

@@ -63,7 +63,7 @@ def command(
         )  # fmt: skip
         job = build_job(request)
         nodes = parse_nodes(cluster) if cluster else None
-        planned = plan(job)
+        planned = plan(job, probe=not no_probe)
         simulated = plan_cluster(job, nodes) if nodes is not None else None
         more = {"cluster": dataclasses.asdict(simulated)} if simulated is not None else {}
         out.result({**planned.as_json(), **more})

@@ -75,6 +75,14 @@ class LowRankError:
         """Nothing."""
         return ()
 
+    def storage_bits(self, shape: tuple[int, int]) -> int:
+        """Stored bits for a weight ``[out, in]``."""
+        rank = min(self.rank, *shape)
+        if self.storage == "int8":
+            left, right = parse("int8 channel axis=1"), parse("int8 channel")
+            return left.storage_bits((shape[0], rank)) + right.storage_bits((rank, shape[1]))
+        return rank * (shape[0] + shape[1]) * (16 if self.storage == "fp16" else 32)
+
     def fit(self, w: Tensor, context: WeightContext) -> LowRank:
         """Return the leading part of the error ``w[out, in]``."""
         left, right = leading_factors(w, self.rank, context.seed)

@@ -37,6 +37,13 @@ def largest(scores: Tensor, share: float) -> Tensor:
     return mask.view(scores.shape)
 
 
+def sparse_bits(shape: tuple[int, int], entries: int, value_bytes: int) -> int:
+    """Stored bits of a sparse term of a matrix ``[out, in]``, as :meth:`bitwright.formats.Sparse.storage_bits`."""
+    none = torch.empty(0, dtype=torch.int32)
+    index = Sparse(none, none, torch.empty(0), shape).index_type
+    return 8 * (4 * (shape[0] + 1) + entries * (value_bytes + index.itemsize))
+
+
 @dataclass(frozen=True)
 class Outliers:
     """Take the largest weights and the weights that the loss feels most out of the matrix before it is rounded.
@@ -69,6 +76,18 @@ class Outliers:
     def needs(self) -> tuple[Statistic, ...]:
         """The Fisher information, where it is used."""
         return (self.fisher,) if self.sensitive > 0 else ()
+
+    @property
+    def exact_size(self) -> bool:
+        """Whether :meth:`storage_bits` is exact: entries that both shares take count once."""
+        return self.sensitive == 0 or self.magnitude == 0
+
+    def storage_bits(self, shape: tuple[int, int]) -> int:
+        """Stored bits for a weight ``[out, in]``; as many entries as two independent choices would take."""
+        count = shape[0] * shape[1]
+        entries = round(count * self.magnitude)
+        entries += round(count * self.sensitive * (1 - entries / count))
+        return sparse_bits(shape, entries, _TYPES[self.storage].itemsize)
 
     def fit(self, w: Tensor, context: WeightContext) -> Sparse:
         """Return the chosen entries of ``w[out, in]``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.formats import Sparse
 from bitwright.stages.quantizer import WeightContext
-from bitwright.stages.residuals.sparse import largest
+from bitwright.stages.residuals.sparse import largest, sparse_bits
 from bitwright.statistics import Hessian, Prefix, Statistic
 
 
@@ -51,6 +51,15 @@ class ThresholdedOutliers:
     def needs(self) -> tuple[Statistic, ...]:
         """The Hessian of the input."""
         return (Hessian(self.prefix),)
+
+    @property
+    def exact_size(self) -> bool:
+        """No: an entry that falls to zero is not stored."""
+        return False
+
+    def storage_bits(self, shape: tuple[int, int]) -> int:
+        """Stored bits for a weight ``[out, in]``, at most."""
+        return sparse_bits(shape, round(self.share * shape[0] * shape[1]), 2)
 
     def fit(self, w: Tensor, context: WeightContext) -> Sparse:
         """Begin with the largest weights."""
