@@ -25,6 +25,7 @@ from bitwright.machine import usable_cores
 from bitwright.statistics import Statistic
 
 _FLOAT = 4
+_NARROW = 2048
 _KEYS = {"nodes", "mem", "cpus", "net"}
 
 
@@ -247,8 +248,10 @@ def _gathering(wanted: Sequence[tuple[int, Statistic]], spread: float, alone: fl
     held = [request.memory_bytes(columns) for columns, request in wanted]
     # A symmetric product of all channels costs a little more than half of a general one.
     work = sum(min(h / 8, 0.56 * columns**2) for h, (columns, _) in zip(held, wanted, strict=True))
+    # What travels is the sum alone: fp64 for narrow layers, fp32 for wide ones.
+    sums = [min(h, columns**2 * (8 if columns <= _NARROW else 4)) for h, (columns, _) in zip(held, wanted, strict=True)]
     spreads = block and all(getattr(r, "spreads", False) and not r.reads_twin for _, r in wanted)
-    return _Sweep(spread + work, alone + work, sum(held), False, spreads)
+    return _Sweep(spread + work, alone + work, sum(sums), False, spreads)
 
 
 def _early(engine: Engine, unit: Unit, prefix: str) -> list[tuple[int, Statistic]]:
