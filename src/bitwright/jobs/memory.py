@@ -24,6 +24,8 @@ from bitwright.statistics import Statistic
 _FLOAT = 4
 # What a job allocates whatever the model: journal, report, buffers of the matrix library.
 _FIXED = 8_000_000
+# The report's page, with the library that draws it.
+_REPORT = 32_000_000
 # Copies of a weight that learning holds beside the weight: soft form, gradient, two moments and what autograd keeps.
 _LEARNING_COPIES = 8
 
@@ -58,7 +60,7 @@ def estimate_peak(job: Job, opened: Opened) -> int:
     units = split_units(opened.structure)
     laws = _laws(opened)
     kept = 0
-    largest = opening_bytes(job, opened)
+    largest = max(opening_bytes(job, opened), _REPORT if job.out is not None else 0)
     for unit in units:
         largest = max(largest, kept + _unit_bytes(job, opened, unit, laws) + _streams(job, opened))
         if job.out is None or not opened.model.streamed:
