@@ -103,6 +103,22 @@ def _job(model: Path, out: Path) -> Job:
     return Job(model, build_recipe("gptq", (), "int4 g16 asym"), [{"input_ids": token_ids()}], out=out)
 
 
+def record(tally: Tally, names: list[str], whole: float, started: float, asked: int) -> dict[str, object]:
+    """Write what happened so far and return it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    content = {
+        "commit": commit.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
+        "protocol": " ".join(" ".join(__doc__.split("Protocol: ")[1:]).split()), "asked": asked,
+        "stopped_by_time": tally.kills < asked, "kills": tally.kills, "at_steps": dict(tally.by_step),
+        "at_a_random_time": tally.at_a_time, "inside_a_journal_line": tally.torn, "steps_of_a_job": len(names),
+        "jobs": tally.jobs, "jobs_resumed_with_finished_units": tally.resumed_jobs,
+        "units_not_made_again": tally.resumed_units, "jobs_with_equal_bytes": tally.equal, "wrong": tally.wrong,
+        "seconds": round(time.perf_counter() - started, 1), "seconds_of_an_uninterrupted_job": round(whole, 2),
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
 def main() -> int:
     """Parse the options and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,17 +141,8 @@ def main() -> int:
             one_job(model, place, names, whole, tally.jobs // 2 * 7, tally, random)
             if tally.jobs % 20 == 0:
                 logger.info("%d kills, %d jobs, %d equal", tally.kills, tally.jobs, tally.equal)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    content = {
-        "commit": commit.stdout.strip(), "date": datetime.now(UTC).date().isoformat(),
-        "protocol": " ".join(" ".join(__doc__.split("Protocol: ")[1:]).split()), "asked": options.kills,
-        "stopped_by_time": tally.kills < options.kills, "kills": tally.kills, "at_steps": dict(tally.by_step),
-        "at_a_random_time": tally.at_a_time, "inside_a_journal_line": tally.torn, "steps_of_a_job": len(names),
-        "jobs": tally.jobs, "jobs_resumed_with_finished_units": tally.resumed_jobs,
-        "units_not_made_again": tally.resumed_units, "jobs_with_equal_bytes": tally.equal, "wrong": tally.wrong,
-        "seconds": round(time.perf_counter() - started, 1), "seconds_of_an_uninterrupted_job": round(whole, 2),
-    }  # fmt: skip
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                record(tally, names, whole, started, options.kills)
+    content = record(tally, names, whole, started, options.kills)
     logger.info("%s", json.dumps(content))
     return 1 if tally.wrong else 0
 
