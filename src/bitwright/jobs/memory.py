@@ -123,12 +123,14 @@ def _unit_bytes(job: Job, opened: Opened, unit: Unit, laws: dict[str, WorkingLaw
 
 
 def _coded_bytes(job: Job, opened: Opened, site: WeightSite) -> int:
-    """A coded weight until its unit is written: a byte per code, the packed tensors, the float copy that runs."""
+    """A coded weight until its unit is written: a byte per code, the packed tensors, the copy that runs."""
     weight = opened.choices[site.path].weight
     if weight is None:
         return 0
     count = site.shape[0] * site.shape[1]
-    return count + weight.format.storage_bits(site.shape) // 8 + _FLOAT * count * runs_units(job, opened)
+    # Without data only the few tokens of the verification run, on kernels that keep a form of the codes.
+    running = _FLOAT * opened.reads_data or 1.5 * runs_units(job, opened)
+    return int(count * (1 + running)) + weight.format.storage_bits(site.shape) // 8
 
 
 def _needs(opened: Opened, group: Sequence[WeightSite]) -> list[Statistic]:
