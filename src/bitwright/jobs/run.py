@@ -126,6 +126,7 @@ def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None =
     started = time.perf_counter()
     if not isinstance(job.model, nn.Module):
         importlib.import_module("transformers.modeling_utils")  # its code is not the job's memory
+    return_free_memory()  # what the process has freed before is no room that the job gets for nothing
     with peak_memory() as memory:
         opened = open_job(job)
         return_free_memory()
