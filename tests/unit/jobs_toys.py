@@ -1,4 +1,4 @@
-"""A very small Llama on disk, stored token ids and helpers for the tests of jobs and commands."""
+"""A very small Llama on disk, stored token ids and what the tests of jobs and commands."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from bitwright.jobs.sampling import Shape, working_bytes
 from bitwright.jobs.units import Unit, split_units
 from bitwright.machine import memory
 from bitwright.models import WeightSite
-from bitwright.models.materialise import KEPT_BYTES
 from bitwright.stages.quantizer import Quantizer
 from bitwright.statistics import Statistic
 
@@ -78,14 +77,15 @@ def _laws(opened: Opened) -> dict[str, WorkingLaw]:
 
 
 def opening_bytes(job: Job, opened: Opened) -> int:
-    """What discovery holds of a streamed model.
-
-    It reads weights for proofs only, which transforms ask for: recently used weights, a block and what is rewritten.
+    """What discovery holds of a streamed model: recently used weights and, for the proofs of transforms, a block and
+    what is rewritten. Recipes that read no data run nothing.
     """
-    if not opened.model.streamed or not job.recipe.transforms:
+    if not opened.model.streamed or not (job.recipe.transforms or opened.reads_data):
         return 0
     blocks = [sum(s.shape[0] * s.shape[1] for s in unit.sites) * _FLOAT for unit in split_units(opened.structure)]
-    return min(sum(blocks), KEPT_BYTES) + 3 * max(blocks, default=0) // 2
+    largest = max((s.shape[0] * s.shape[1] * _FLOAT for s in opened.structure.sites), default=0)
+    kept = min(sum(blocks), max(opened.model.kept_bytes, largest))
+    return kept + (3 * max(blocks, default=0) // 2 if job.recipe.transforms else 0)
 
 
 def runs_units(job: Job, opened: Opened) -> bool:

@@ -100,7 +100,7 @@ def open_job(job: Job) -> Opened:
         InputError: if the recipe needs data and none were given, or the recipe selects nothing.
     """
     folder = not isinstance(job.model, nn.Module)
-    model = open_model(job.model, stream=folder)
+    model = _opened(job)
     batches = make_batches(job.data, job.batch_size)
     example = one_row(batches[0]) if batches else None
     experts = open_experts(model, example)
@@ -123,7 +123,7 @@ def open_job(job: Job) -> Opened:
         raise InputError(f"recipe {job.recipe.name!r} reads activations; give it calibration data (--data)")
     opened = Opened(model, structure, choices, batches, reads_float, reads_quantized)
     if reads_float and reads_quantized:
-        opened.twin = open_model(job.model, stream=True) if folder else copy_model(model)
+        opened.twin = _opened(job) if folder else copy_model(model)
         if folder:
             open_stacks(opened.twin, experts)
     moved = any(t.unties for t in job.recipe.transforms)
@@ -133,6 +133,14 @@ def open_job(job: Job) -> Opened:
         if opened.twin is not None:
             untie(opened.twin, structure, apart)
     return opened
+
+
+def _opened(job: Job) -> Model:
+    """The job's model, streamed where it is a folder; under a cap few parameters stay in memory after a use."""
+    model = open_model(job.model, stream=not isinstance(job.model, nn.Module))
+    if job.max_memory is not None:
+        model.kept_bytes = min(model.kept_bytes, job.max_memory // 8)
+    return model
 
 
 def copy_model(model: Model) -> Model:

@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 from bitwright.models.expert_stack import product_under, reads_expert
 from bitwright.models.model import Model
 
-KEPT_BYTES = 64 * 2**20
-
 
 @contextmanager
 def materialised(model: Model) -> Iterator[None]:
@@ -91,7 +89,7 @@ class _Substitute(TorchFunctionMode):
         if name not in self._kept:
             with torch._C.DisableTorchFunction():
                 self._kept[name] = self._model.read_parameter(name)
-            while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > KEPT_BYTES:
+            while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self._model.kept_bytes:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(name)
         return self._kept[name]

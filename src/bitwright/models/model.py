@@ -33,9 +33,15 @@ MAX_TOKENIZER_BYTES = 128 * 2**20
 _TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".spm", ".vocab", ".bpe", ".codes", ".tiktoken"})
 
 
+KEPT_BYTES = 64 * 2**20
+
+
 @dataclass
 class Model:
-    """A module, the checkpoint behind it (if any), the map between their names, and the fused experts it has open."""
+    """A module, the checkpoint behind it (if any), the map between their names, and the fused experts it has open.
+
+    ``kept_bytes`` bounds the parameters that stay in memory after a use where a streamed model is run unloaded.
+    """
 
     module: nn.Module
     checkpoint: Checkpoint | None = None
@@ -43,6 +49,7 @@ class Model:
     streamed: bool = False
     names: NameMap | None = None
     experts: tuple[FusedWeight, ...] = ()
+    kept_bytes: int = KEPT_BYTES
     _uses: Counter[str] = field(default_factory=Counter, repr=False)
     _places: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
