@@ -6,9 +6,11 @@ limits and CPU affinity count), not what the hardware has.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,3 +129,14 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def return_free_memory() -> None:
+    """Give what this process has freed back to the system, where the C library can (glibc).
+
+    Freed tensors below 32 MB stay with the process otherwise: piled up over the layers of a model they were measured
+    to make two thirds of a job's memory.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

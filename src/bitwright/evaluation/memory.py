@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import sys
 import threading
@@ -37,17 +36,6 @@ def anonymous_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return None
-
-
-def return_free_memory() -> None:
-    """Give what this process has freed back to the system, where the C library can (glibc).
-
-    Freed tensors below 32 MB stay with the process otherwise: piled up over the layers of a model they were measured
-    to make two thirds of a job's memory.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _resident_peak() -> int:

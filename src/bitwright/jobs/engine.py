@@ -352,9 +352,14 @@ class Engine:
         self.sweep(unit, {}, "float", onto=onto)
         return after
 
+    def _last_to_read(self, unit: Unit) -> bool:
+        """Whether nothing behind the unit reads the streams, so that they need not move on."""
+        sites = [site for later in self.units[unit.index + 1 :] for site in later.sites]
+        return not (any(map(self.coded, sites)) or (sites and self.transforms_block))
+
     def _behind(self, unit: Unit) -> tuple[HiddenStates | None, HiddenStates | None]:
         """The float stream behind the unit, where the recipe reads on; and again if it has to be filled."""
-        if not self.reads_float or unit.kind in ("suffix", "whole"):
+        if not self.reads_float or self._last_to_read(unit):
             return None, None
         shared = None if self.record is None or self.transforms_model else self.record.behind(unit.name)
         if shared is not None:
@@ -393,7 +398,7 @@ class Engine:
                 self.float.clear()
             self.float = after
         self.probe_output = self._probed(unit, self.probe_output)
-        if self.reads_quantized and unit.kind not in ("suffix", "whole"):
+        if self.reads_quantized and not self._last_to_read(unit):
             self.sweep(unit, {}, "quantized", onto=self.quantized)
         self.replay.clear()
         self.twin_replay.clear()

@@ -22,7 +22,7 @@ from torch import nn
 from bitwright import __version__
 from bitwright.data import ImageData, TokenData
 from bitwright.errors import CheckError, InputError
-from bitwright.evaluation.memory import peak_memory, return_free_memory
+from bitwright.evaluation.memory import peak_memory
 from bitwright.events import Event, Events
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.float_record import FloatRecord
@@ -37,6 +37,7 @@ from bitwright.jobs.result import UnitResult
 from bitwright.jobs.sizes import check_disk
 from bitwright.jobs.verify import Probe, verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
+from bitwright.machine import return_free_memory
 from bitwright.models.writer import write_text
 from bitwright.runtime.online import online_entries
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bitwright.evaluation.memory import return_free_memory
 from bitwright.events import Event, Events
 from bitwright.formats import QuantizedTensor
 from bitwright.jobs.choice import derived_seed
 from bitwright.jobs.result import ModuleResult
 from bitwright.jobs.view import UnitView
 from bitwright.jobs.workers import Noted, Shared
+from bitwright.machine import return_free_memory
 from bitwright.models import WeightSite
 from bitwright.stages.quantizer import Quantizer, WeightContext
 from bitwright.stages.solve import quantize_weight

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.machine import return_free_memory
 from bitwright.models.accounting import exceptions, out_of_reach
 from bitwright.models.calling import example_inputs, on_device_of, shrunk
 from bitwright.models.chain import Chain, find_chains
@@ -174,6 +175,7 @@ def chain_holds(model: Model, structure: Structure, example: Any = None) -> bool
             for index, path in enumerate(structure.blocks):
                 with model.unit(path):
                     hidden = stream.run_block(index, calls, hidden)
+                return_free_memory()
             stream.run_suffix(calls, hidden)
     except REPLAY_FAILURES:
         return False

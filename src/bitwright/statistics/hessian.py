@@ -51,9 +51,13 @@ class HessianCollector(_Products):
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]``."""
         x = x.float()
-        for start, stop in self._strips():
+        dim, strips = self.total.shape[0], self._strips()
+        memory = x.new_empty(max(stop - start for start, stop in strips) * dim)  # one piece for all strips
+        for start, stop in strips:
             # The product by itself and then its sum: so the sums of two collectors merge to the same bits.
-            self.total[start:stop, start:] += x[:, start:stop].t() @ x[:, start:]
+            product = memory[: (stop - start) * (dim - start)].view(stop - start, dim - start)
+            torch.mm(x[:, start:stop].t(), x[:, start:], out=product)
+            self.total[start:stop, start:] += product
         self.count += x.shape[0]
 
     def _strips(self) -> list[tuple[int, int]]:
