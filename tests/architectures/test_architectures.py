@@ -46,8 +46,15 @@ def test_a_class_is_found_quantized_and_rewritten(key: str) -> None:
     assert row["built"], row["reason"]
     assert quantizes(row), (row["rtn"], row["gptq"], row["unaccounted"])
     assert keeps(row), row["kept"]
-    assert row["blocks"] > 0
-    assert row["kept"]["smoothing"]["error"] is not None
+    if key in FIXED:
+        assert row["blocks"] > 0
+        assert row["kept"]["smoothing"]["error"] is not None
+        return
+    # What is drawn does what the table says; some classes have no chain of blocks.
+    recorded = read()[key]
+    assert row["blocks"] == recorded["blocks"]
+    for name, found in row["kept"].items():
+        assert (found["error"] is None) == (recorded["kept"][name]["error"] is None), name
 
 
 def test_the_page_is_the_one_of_the_results() -> None:

@@ -135,7 +135,10 @@ def test_expected_failures(raising, capsys, failure: BaseException, code: int, w
     assert said.out == ""
 
 
-@pytest.mark.parametrize("failure", [ZeroDivisionError("division by zero"), EOFError(), OSError(errno.EIO, "I/O", "x")])
+FAILURES = [ZeroDivisionError("division by zero"), EOFError(), OSError(errno.EBADF, "bad", "x")]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 def test_internal_errors_go_to_a_log(
     raising, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
