@@ -173,4 +173,3 @@ def quiet() -> Iterator[None]:
 
 def _said(doing: str, error: BaseException) -> str:
     return f"{doing}: {type(error).__name__}: {' '.join(str(error).split())[:240]}"
-

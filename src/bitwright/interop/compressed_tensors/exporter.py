@@ -22,6 +22,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
+
 @dataclass(frozen=True)
 class CompressedTensorsPlan:
     """The schemes of all layers and the config that says them; ``widen`` stores scales as float32."""
@@ -64,6 +65,7 @@ class CompressedTensorsPlan:
             "transformers reads them exactly, vLLM takes the largest for all",
         )
 
+
 def plan(network: Network) -> CompressedTensorsPlan:
     """Decide how every layer is written.
 
@@ -89,9 +91,11 @@ def plan(network: Network) -> CompressedTensorsPlan:
         config["tie_word_embeddings"] = False  # a coded head can no longer be the embedding
     return _for_readers(config, schemes, shapes)
 
+
 def _text(entry: ModuleEntry) -> str:
     assert entry.weight is not None
     return str(entry.weight["terms"][0]["format"])
+
 
 def _coded_shape(path: str, entry: ModuleEntry, network: Network) -> tuple[int, int]:
     """The shape ``[out, in]`` of a layer that is one term of codes on a plain ``nn.Linear``; others are refused."""
@@ -111,6 +115,7 @@ def _coded_shape(path: str, entry: ModuleEntry, network: Network) -> tuple[int, 
         refuse(path, f"its weight is a sum of terms ({kinds})", "the recipe without residuals, one term of codes")
     shape = entry.weight["shape"]
     return int(shape[0]), int(shape[1])
+
 
 def _for_readers(
     config: dict[str, Any], schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]
