@@ -70,21 +70,15 @@ def check_engine(job: Job, opened: Opened) -> Legality:
     if not 1 <= parallel <= MOST_DEVICES:
         raise InputError(f"--parallel takes 1 to {MOST_DEVICES} devices, not {parallel}")
     layers = planned_layers(job, opened)
-    found = [*_whole_model(job), *engine.object_to(layers, parallel)]
+    found = tuple(engine.object_to(layers, parallel))
+    if job.recipe.kv_cache:  # no format and no number of devices mends that
+        cache = Objection("the cache", "its keys and values are quantized by scales measured while it runs")
+        return Legality(engine.name, parallel, (cache, *found))
     if not found:
         return Legality(engine.name, parallel, ())
     text, floating = _nearest(layers, engine, parallel)
     fewer = next((n for n in range(parallel - 1, 0, -1) if not engine.object_to(layers, n)), 0)
-    if _whole_model(job):
-        text, floating, fewer = "", (), 0
-    return Legality(engine.name, parallel, tuple(found), text, floating, fewer)
-
-
-def _whole_model(job: Job) -> list[Objection]:
-    found = []
-    if job.recipe.kv_cache:
-        found.append(Objection("the cache", "its keys and values are quantized by scales measured while it runs"))
-    return found
+    return Legality(engine.name, parallel, found, text, floating, fewer)
 
 
 def planned_layers(job: Job, opened: Opened) -> list[Layer]:

@@ -183,18 +183,8 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class DataFree:
-    """What data-free transforms share: they are applied to every unit as it is loaded and touch no tied weight."""
-
-    @property
-    def scope(self) -> Scope:
-        """Applied to every unit as it is loaded."""
-        return "model"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing."""
-        return ()
+class Folded:
+    """What most transforms share: they are folded into weights entirely and touch no tied weight."""
 
     @property
     def unties(self) -> bool:
@@ -208,23 +198,28 @@ class DataFree:
 
 
 @dataclass(frozen=True)
-class WithinUnit:
+class DataFree(Folded):
+    """What data-free transforms share: they are applied to every unit as it is loaded."""
+
+    @property
+    def scope(self) -> Scope:
+        """Applied to every unit as it is loaded."""
+        return "model"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class WithinUnit(Folded):
     """What transforms of pairs share: they read their own unit's statistics and both ends lie inside it."""
 
     @property
     def scope(self) -> Scope:
         """Runs once the unit's float statistics are there."""
         return "block"
-
-    @property
-    def unties(self) -> bool:
-        """Both ends of a pair lie inside one unit."""
-        return False
-
-    @property
-    def leaves_online(self) -> bool:
-        """A pair is folded into weights entirely."""
-        return False
 
 
 def transforms_by_scope(transforms: Sequence[Transform], scope: Scope) -> tuple[Transform, ...]:
