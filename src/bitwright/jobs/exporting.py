@@ -54,7 +54,7 @@ def export(folder: Path, target: str, out: Path) -> dict[str, Any]:
         raise InputError(f"{out} exists already; choose another --out or remove it")
     check_config(checkpoint)
     _check_weights(manifest, checkpoint)
-    plan = make_plan(network_of(checkpoint.path, checkpoint.config, manifest))
+    plan = make_plan(network_of(checkpoint, manifest))
     with _working_folder(out) as work:
         scalars = _write_tensors(work, plan, manifest, checkpoint)
         write_text(work / "config.json", json.dumps(dict(plan.config), indent=2) + "\n")

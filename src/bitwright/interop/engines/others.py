@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bitwright.errors import InputError
 from bitwright.formats import Channel, Format, Group, IntGrid, Tensor, parse
-from bitwright.interop.compressed_tensors.scheme import scheme_of
-from bitwright.interop.engines.base import Layer, Objection, group_size, plain_objections, shard
+from bitwright.interop.engines.base import Layer, Objection, group_size, plain_objections, shard, unrepresentable
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,8 @@ class Transformers:
         if layer.kind != "linear":
             yield f"layers of the kind {layer.kind} are not read quantized"
             return
-        try:
-            scheme_of(layer.path, weight, layer.shape, layer.input)
-        except InputError as error:
-            yield str(error).removeprefix(f"{layer.path}: not representable because ").partition("; nearest legal")[0]
+        if why := unrepresentable(layer):
+            yield why
             return
         yield from divided(layer, parallel)
 

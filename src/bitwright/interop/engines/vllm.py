@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bitwright.errors import InputError
 from bitwright.interop.compressed_tensors.scheme import FLOAT8, INTEGER, MXFP4, NVFP4, PACKED, Scheme, scheme_of
 from bitwright.interop.engines.base import (
     Layer,
@@ -15,6 +14,7 @@ from bitwright.interop.engines.base import (
     joined_objections,
     plain_objections,
     shard,
+    unrepresentable,
 )
 
 # Limits of the Marlin kernels that serve packed integers.
@@ -49,11 +49,10 @@ class Vllm:
             yield f"layers of the kind {layer.kind} are not served quantized"
             return
         assert layer.weight is not None
-        try:
-            scheme = scheme_of(layer.path, layer.weight, layer.shape, layer.input)
-        except InputError as error:
-            yield str(error).removeprefix(f"{layer.path}: not representable because ").partition("; nearest legal")[0]
+        if why := unrepresentable(layer):
+            yield why
             return
+        scheme = scheme_of(layer.path, layer.weight, layer.shape, layer.input)
         part = shard(layer, parallel)
         if isinstance(part, str):
             yield part
