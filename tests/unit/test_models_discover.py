@@ -16,13 +16,13 @@ from torch import nn
 
 from bitwright.models.calling import call_module, example_inputs
 from bitwright.models.discover import condensed, discover
-from bitwright.models.edits import scale_gain, scale_inputs, scale_outputs
+from bitwright.models.edits import scale_gain, scale_inputs, scale_outputs, turn_inputs, turn_outputs
 from bitwright.models.model import open_model
 from bitwright.models.pairs import spread_heads
 from bitwright.models.residual import stream_edits
 from bitwright.models.stream import logits_of
 from bitwright.models.structure import Pair, Structure
-from tests.unit.models_toys import orthogonal, toy_model
+from tests.unit.models_toys import orthogonal, randomised, toy_model
 
 DECODERS = ["llama", "llama-tied", "qwen2", "mistral", "gpt2", "opt", "gpt-neox", "phi", "phi3", "falcon", "gemma"]
 OTHERS = ["gemma2", "olmo2", "mixtral", "bert", "bert-masked", "vit"]
@@ -155,6 +155,57 @@ def test_grouped_queries_and_fused_rows() -> None:
     fused = _pairs("phi3", "linear_linear")
     assert (fused["qkv_proj"].rows, fused["qkv_proj"].repeat) == (tuple(range(48, 64)), 2)
     assert fused["gate_up_proj"].rows == tuple(range(48, 96))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "repeat"),
+    [("llama", "v_proj", 2), ("phi", "v_proj", 1), ("gpt2", "c_attn", 1), ("gpt-neox", "query_key_value", 1),
+     ("opt", "v_proj", 1), ("bert", "value", 1), ("vit", "v_proj", 1), ("phi3", "qkv_proj", 2)],
+)  # fmt: skip
+def test_heads_are_known_and_may_be_turned(name: str, source: str, repeat: int) -> None:
+    pair = _pairs(name, "linear_linear")[source]
+    assert (pair.repeat, pair.head_dim, pair.turns) == (repeat, 8, True)
+    sites = {site.path: site for site in _found(name).sites}
+    module = toy_model(name)
+    expected = _logits(module, name)
+    matrix = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2)))[0]
+    site, sink = sites[pair.source], sites[pair.sinks[0]]
+    rows = torch.tensor(pair.rows or range(site.shape[0]))
+    with torch.no_grad():
+        weight, reader = module.get_parameter(site.name), module.get_parameter(sink.name)
+        weight.copy_(turn_outputs(weight, site, matrix, rows))
+        if site.bias is not None:
+            bias = module.get_parameter(site.bias)
+            bias.copy_(turn_outputs(bias, site, matrix, rows))
+        assert not torch.allclose(_logits(module, name), expected, atol=1e-3)
+        reader.copy_(turn_inputs(reader, sink, matrix))
+    torch.testing.assert_close(_logits(module, name), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_of_a_multilayer_perceptron_are_not_turned() -> None:
+    up = _pairs("llama", "linear_linear")["up_proj"]
+    assert (up.head_dim, up.turns) == (0, False)
+
+
+class _GatedAttention(nn.Module):
+    """Values pass a gate, channel by channel, on their way to the output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.out = (nn.Linear(16, 16, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.value(x).view(*x.shape[:2], 4, 4).transpose(1, 2)
+        mixed = nn.functional.scaled_dot_product_attention(heads, heads.detach() * 0 + 1, heads)
+        read: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2) * self.gate(x).sigmoid())
+        return x + read
+
+
+def test_a_gate_behind_the_heads_forbids_to_turn_them() -> None:
+    module = randomised(nn.Sequential(_GatedAttention(), _GatedAttention()))
+    found = discover(open_model(module), torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)))
+    for pair in found.pairs:
+        assert (pair.kind, pair.turns) == ("linear_linear", False)
 
 
 @pytest.mark.parametrize("name", DECODERS + OTHERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -319,9 +320,30 @@ def test_keys_of_unknown_heads_stay_and_say_so() -> None:
     engine = _engine(toy_model("gpt2"), torch.randint(3, 96, (2, 12)), (KeyRotation(),))
     events = Events()
     view = engine._view(engine.units[1])
+    view.pairs = tuple(replace(pair, head_dim=0, turns=False) for pair in view.pairs)
     KeyRotation().apply(view, {}, 0, events)
     assert view.cache_online == {}
     assert [(e.kind, e.where) for e in events.entries] == [("not rotated", "transformer.h.0: keys and values")]
+
+
+def test_heads_without_groups_are_rotated_too() -> None:
+    """Plain attention: every value head is turned, and the keys before they are coded."""
+    reference = toy_model("gpt2")
+    module = copy.deepcopy(reference)
+    ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    view = _transform(module, ids, ValueRotation(), KeyRotation())["transformer.h.0"]
+    assert _changed(module, reference, "transformer.h.0.attn.c_attn.weight")
+    assert [o.option("size") for o in view.cache_online["key"]] == [8]
+    _assert_same_function(module, reference, ids)
+
+
+def test_heads_behind_a_gate_stay_and_say_so() -> None:
+    engine = _engine(toy_model("gpt2"), torch.randint(3, 96, (2, 12)), (ValueRotation(),))
+    events = Events()
+    view = engine._view(engine.units[1])
+    view.pairs = tuple(replace(pair, turns=False) for pair in view.pairs)
+    assert ValueRotation().apply(view, {}, 0, events).places == ()
+    assert [(e.kind, e.where) for e in events.entries] == [("not rotated", "transformer.h.0.attn.c_attn")]
 
 
 def test_silent_channels_are_left_alone() -> None:

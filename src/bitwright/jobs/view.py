@@ -111,6 +111,7 @@ class UnitView:
                 p.rows,
                 tuple(p.through),
                 offsets.get(p.source, 0.0),
+                p.turns,
             )
             for p in structure.pairs
             if self._inside(p.source) and all(self._inside(s) and self._plain(s) for s in p.sinks)

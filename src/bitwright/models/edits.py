@@ -27,6 +27,26 @@ def scale_inputs(weight: torch.Tensor, site: WeightSite, scale: torch.Tensor) ->
     return weight * factors.reshape(*factors.shape, *[1] * (weight.dim() - 2))
 
 
+def turn_outputs(weight: torch.Tensor, site: WeightSite, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Turn the output channels ``rows`` head by head: v becomes ``matrix`` · v for each run of [head] of them.
+
+    A bias [out] is turned alike.
+    """
+    turned = weight.clone()
+    view = turned.T if site.transposed and weight.dim() == 2 else turned
+    part = view[rows].reshape(-1, matrix.shape[0], *view.shape[1:])
+    view[rows] = torch.einsum("ij,hj...->hi...", matrix.to(weight), part).reshape(len(rows), *view.shape[1:])
+    return turned
+
+
+def turn_inputs(weight: torch.Tensor, site: WeightSite, matrix: torch.Tensor) -> torch.Tensor:
+    """Undo :func:`turn_outputs` in a linear layer that reads the turned channels, head after head."""
+    moved = weight.T if site.transposed else weight
+    heads = moved.reshape(moved.shape[0], -1, matrix.shape[0])
+    turned = (heads @ matrix.to(weight).T).reshape(moved.shape)
+    return (turned.T if site.transposed else turned).contiguous()
+
+
 def input_channels(site: WeightSite, weight_shape: tuple[int, ...]) -> int:
     """Channels that a site reads."""
     if site.kind == "conv":

@@ -4,16 +4,20 @@ Scaling the output channels of a source by s and the input channels of everythin
 the output; scaling the source alone must (else the proof would say nothing). What held and what failed in one block is
 remembered: in the next block of the same shape the claims that held are proved in one run, those that failed are not
 made again.
+
+Where the channels lie in heads, it is also tried whether the channels of a head may be mixed: an orthogonal matrix on
+the rows of every head and its transpose on the columns that read them must not move the output (section 4.1 of QuaRot
+needs it; a gate between value and output projection forbids it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from bitwright.models.edits import scale_gain, scale_inputs, scale_outputs
+from bitwright.models.edits import scale_gain, scale_inputs, scale_outputs, turn_inputs, turn_outputs
 from bitwright.models.flow import Flow, rows_of_view
 from bitwright.models.model import Model
 from bitwright.models.prove import Prover
@@ -26,6 +30,8 @@ TOLERANCE = 1e-4
 CONTROL = 1e-3
 MAX_VIEWS = 4
 POWERS = 6
+# What is remembered of a claim: it failed, scales may move, scales may move and heads may be turned.
+_FAILED, _SCALES, _TURNS = "failed", "scales", "turns"
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,17 @@ class Candidate:
         names = [self.source.path.removeprefix(block), *(sink.path.removeprefix(block) for sink in self.sinks)]
         return f"{names} {self.channels} {self.rows} {self.repeat} {self.head} {[sink.shape for sink in self.sinks]}"
 
-    def pair(self, error: float) -> Pair:
-        """The proved pair."""
+    @property
+    def in_heads(self) -> bool:
+        """Whether the channels lie in more than one head."""
+        return isinstance(self.source, WeightSite) and 1 < self.head < self.channels
+
+    def pair(self, error: float, turns: bool = False) -> Pair:
+        """The proved pair; ``turns``: the channels of a head may be mixed, too."""
         kind = "norm_linear" if isinstance(self.source, NormSite) else "linear_linear"
         paths = tuple(dict.fromkeys(sink.path for sink in self.sinks))
-        head = self.head if self.repeat > 1 else 0
-        return Pair(kind, self.source.path, paths, self.repeat, head, error, self.rows, (), self.block)
+        head = self.head if self.repeat > 1 or self.in_heads else 0
+        return Pair(kind, self.source.path, paths, self.repeat, head, error, self.rows, (), self.block, turns)
 
 
 class PairFinder:
@@ -70,7 +81,7 @@ class PairFinder:
         self.prover = prover
         self.reasons: list[str] = []
         self._generator = torch.Generator().manual_seed(0)
-        self._known: dict[str, bool] = {}
+        self._known: dict[str, str] = {}
 
     def in_block(self, block: int, call: ModuleCall) -> list[Pair]:
         """The proved pairs inside one block (its parameters may be loaded)."""
@@ -79,18 +90,21 @@ class PairFinder:
             if use.site.kind == "linear" and use.site.block == block:
                 candidates += self._of_linear(use, call.enter)
         candidates = _one_expert_each(candidates)
-        held = [item for item in candidates if self._known.get(item.likeness(call.path), False)]
+        known = {id(item): self._known.get(item.likeness(call.path)) for item in candidates}
+        held = [item for item in candidates if known[id(item)] is not None and known[id(item)] != _FAILED]
         error = self._error(held)
-        proved = {id(item): item.pair(error) for item in held} if error <= TOLERANCE else {}
+        turned = [item for item in held if known[id(item)] == _TURNS] if error <= TOLERANCE else []
+        turns = self._turn_error(turned) <= TOLERANCE
         pairs = []
         for item in candidates:
-            if self._known.get(item.likeness(call.path), True) and id(item) not in proved:
+            found: Pair | None = None
+            if error <= TOLERANCE and known[id(item)] in (_SCALES, _TURNS):
+                found = item.pair(error, known[id(item)] == _TURNS and (turns or self._turns(item)))
+            elif known[id(item)] != _FAILED:
                 found = self._proved(item)
-                if found is not None:
-                    proved[id(item)] = found
-                self._known[item.likeness(call.path)] = found is not None
-            if id(item) in proved:
-                pairs.append(proved[id(item)])
+            self._known[item.likeness(call.path)] = _FAILED if found is None else _TURNS if found.turns else _SCALES
+            if found is not None:
+                pairs.append(found)
         return pairs
 
     def of_norm(self, norm: NormSite) -> list[Pair]:
@@ -142,23 +156,47 @@ class PairFinder:
                 f"{item.source.path}: a scale of it does not reach the output of the example, so nothing is proved"
             )
             return None
-        return item.pair(error)
+        return item.pair(error, self._turns(item))
+
+    def _turns(self, item: Candidate) -> bool:
+        """Whether the channels of a head of ``item`` may be mixed by an orthogonal matrix."""
+        return item.in_heads and self._turn_error([item]) <= TOLERANCE
+
+    def _turn_error(self, items: list[Candidate]) -> float:
+        """How far the output moves when the heads of all ``items`` are turned."""
+        if not items:
+            return 0.0
+        edits: dict[str, torch.Tensor] = {}
+        for item in items:
+            source = item.source
+            assert isinstance(source, WeightSite)
+            rows = torch.tensor(range(source.shape[0]) if item.rows is None else item.rows)
+            draw = torch.randn(item.head, item.head, generator=self._generator, dtype=torch.float64)
+            matrix = torch.linalg.qr(draw)[0].float()
+            edits[source.name] = turn_outputs(self._value(source.name, edits), source, matrix, rows)
+            if source.bias is not None:
+                plain = replace(source, transposed=False)
+                edits[source.bias] = turn_outputs(self._value(source.bias, edits), plain, matrix, rows)
+            for sink in item.sinks:
+                edits[sink.name] = turn_inputs(self._value(sink.name, edits), sink, matrix)
+        return self.prover.error(self._region(items), edits)
+
+    def _region(self, items: list[Candidate]) -> int:
+        blocks = {block for item in items for block in (item.block, *(sink.block for sink in item.sinks))}
+        return self.prover.region(min(i.first for i in items), max(i.last for i in items), blocks)
 
     def _error(self, items: list[Candidate], alone: bool = False) -> float:
         """How far the output moves when all ``items`` are scaled (only their sources, where ``alone``)."""
         if not items:
             return 0.0
         edits: dict[str, torch.Tensor] = {}
-        blocks: set[int | None] = set()
         for item in items:
             scale = power_scales(item.channels, POWERS, self._generator)
             self._scale_source(item, scale, edits)
             spread = 1 / spread_heads(scale, item.repeat, item.head)
             for sink in () if alone else item.sinks:
                 edits[sink.name] = scale_inputs(self._value(sink.name, edits), sink, spread)
-            blocks.update({item.block, *(sink.block for sink in item.sinks)})
-        region = self.prover.region(min(i.first for i in items), max(i.last for i in items), blocks)
-        return self.prover.error(region, edits)
+        return self.prover.error(self._region(items), edits)
 
     def _scale_source(self, item: Candidate, scale: torch.Tensor, edits: dict[str, torch.Tensor]) -> None:
         source = item.source
@@ -207,15 +245,19 @@ def spread_heads(scale: torch.Tensor, repeat: int, head: int) -> torch.Tensor:
 
 
 def _row_sets(source: Use, views: list[Ref], width: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Distinct sets of source rows that could be the ``width`` input channels of a sink."""
-    seen: set[tuple[int, ...]] = set()
+    """Distinct sets of source rows that could be the ``width`` input channels of a sink, with the size of a head.
+
+    Where no head repeats, all views of the same rows agree and the one with the smallest heads tells most.
+    """
+    found: dict[tuple[int, ...], int] = {}
     out = source.site.shape[0]
     for view in views:
         rows, head = rows_of_view(view, source.result)
-        if not 0 < len(rows) <= out or len(set(rows)) != len(rows) or width % len(rows) or rows in seen:
+        if not 0 < len(rows) <= out or len(set(rows)) != len(rows) or width % len(rows):
             continue
         if len(rows) != width and not head:
             continue
-        seen.add(rows)
-        if len(seen) <= MAX_VIEWS:
-            yield rows, head
+        finer = rows in found and len(rows) == width and 1 < head < found[rows]
+        if finer or (rows not in found and len(found) < MAX_VIEWS):
+            found[rows] = head
+    yield from found.items()

@@ -76,10 +76,11 @@ class Pair:
 
     Attributes:
         repeat: each source row serves this many sink columns (grouped queries).
-        head_dim: rows per head where heads repeat, else 0.
+        head_dim: rows per head where the channels lie in heads (attention), else 0.
         rows: rows of the source that take part, in channel order (None: all rows, in order).
         through: norms on the way whose gain and shift are scaled together with the source (BatchNorm), in order.
         error: largest relative change of the output in the proof.
+        turns: proved as well that one orthogonal matrix may turn the channels of every head.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Pair:
     rows: tuple[int, ...] | None = None
     through: tuple[str, ...] = ()
     block: int | None = None
+    turns: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class PairView:
     feeds input channels of each sink; with ``repeat > 1`` (grouped queries) the source's heads of ``head_dim`` rows
     serve ``repeat`` consecutive heads of the sink. ``rows`` are the source's rows that take part, in channel order
     (all if ``None``); ``through`` are norms on the way that scale with the source; ``offset`` is what a norm's library
-    adds to its stored weight.
+    adds to its stored weight; ``turns`` says that the channels of a head may be mixed by an orthogonal matrix, too.
     """
 
     kind: str
@@ -37,6 +37,7 @@ class PairView:
     rows: tuple[int, ...] | None = None
     through: tuple[str, ...] = ()
     offset: float = 0.0
+    turns: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ def source_rows(pair: PairView, channels: int) -> Tensor:
     return column if pair.rows is None else torch.tensor(pair.rows)[column]
 
 
+def own_rows(pair: PairView, channels: int) -> Tensor:
+    """The rows of the source that feed the sinks' input ``channels``, each once and in channel order."""
+    return torch.tensor(range(channels // pair.repeat) if pair.rows is None else pair.rows)
+
+
 def shared_scale(pair: PairView, s: Tensor) -> Tensor:
     """Make ``s[channels]`` constant over channels that one source row feeds (geometric mean)."""
     if pair.repeat == 1:

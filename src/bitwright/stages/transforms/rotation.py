@@ -27,7 +27,7 @@ from bitwright.stages.transforms.hadamard import (
     hadamard_block,
     is_product,
 )
-from bitwright.stages.transforms.pair import source_rows
+from bitwright.stages.transforms.pair import own_rows
 from bitwright.statistics import Statistic
 
 # Only the low bits of a seed are stored with an online operation; they decide the signs.
@@ -147,10 +147,14 @@ class ResidualRotation(DataFree):
         block.set_weight(touch.path, turned)
 
 
+def _is_values(pair: PairView) -> bool:
+    """Whether the pair is a value and an output projection, whose channels lie in heads that may be turned."""
+    return pair.kind == "linear_linear" and pair.turns and pair.head_dim > 1 and len(pair.sinks) == 1
+
+
 def _turns_values(pair: PairView) -> bool:
-    """Whether the pair is a value and an output projection whose heads have a Hadamard matrix of Sylvester's."""
-    known = pair.kind == "linear_linear" and pair.head_dim > 0 and len(pair.sinks) == 1
-    return known and pair.head_dim & (pair.head_dim - 1) == 0
+    """Whether the heads of such a pair have a Hadamard matrix of Sylvester's."""
+    return _is_values(pair) and pair.head_dim & (pair.head_dim - 1) == 0
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,13 @@ class ValueRotation(DataFree):
         places = []
         for pair in block.pairs:
             if not _turns_values(pair):
-                if pair.head_dim:
+                if _is_values(pair):
                     events.record("not rotated", pair.source, f"heads of {pair.head_dim} channels are no power of two")
+                elif pair.head_dim and not pair.turns:
+                    events.record("not rotated", pair.source, "what lies behind its heads does not let them be turned")
                 continue
             sink = pair.sinks[0]
-            rows = source_rows(pair, block.weight(sink).shape[1]).unique()
+            rows = own_rows(pair, block.weight(sink).shape[1])
             value = block.weight(pair.source)
             part = apply_hadamard(value[rows].t().contiguous(), pair.head_dim).t()
             value[rows] = part
@@ -250,7 +256,7 @@ class KeyRotation(DataFree):
         values = [pair.head_dim for pair in block.pairs if pair.kind == "linear_linear"]
         heads = [head for head in values if head]
         if values and not heads:
-            reason = "the size of heads is known only where a value head serves several query heads"
+            reason = "no proved pair of a value and an output projection tells the size of a head"
             events.record("not rotated", f"{block.name}: keys and values", reason)
         if heads:
             block.add_online("key", OnlineOperation("hadamard", (("size", hadamard_block(heads[0])), ("seed", -1))))
