@@ -1,6 +1,6 @@
 """Float-to-file round to nearest of a 1 B-parameter Llama-shaped checkpoint: seconds and peak memory.
 
-    python benchmarks/rtn_1b.py --work /tmp/bench --threads 2
+    python -m benchmarks.rtn_1b --work /tmp/bench --threads 2
 
 Writes random bf16 weights (hidden 2048, MLP 8192, 16 layers, 32/8 heads, vocabulary 32,000, tied head) once, then runs
 ``bitwright quantize`` on them in a fresh process several times and appends a row per run to
@@ -20,44 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-LAYERS, HIDDEN, MLP, VOCABULARY, KEYS = 16, 2048, 8192, 32000, 512
+from benchmarks.random_llama import Shape, write_checkpoint
 
-
-def write_checkpoint(folder: Path) -> None:
-    """Write the checkpoint in shards of one block each, with index and config."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    weight_map: dict[str, str] = {}
-
-    def random(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
-
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_file(tensors, folder / name, {"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, name))
-
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    save("outer.safetensors", {"model.embed_tokens.weight": random(VOCABULARY, HIDDEN), "model.norm.weight": ones})
-    for layer in range(LAYERS):
-        p = f"model.layers.{layer}."
-        shapes = {
-            "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN),
-            "self_attn.v_proj": (KEYS, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-            "mlp.gate_proj": (MLP, HIDDEN), "mlp.up_proj": (MLP, HIDDEN), "mlp.down_proj": (HIDDEN, MLP),
-        }  # fmt: skip
-        tensors = {f"{p}{name}.weight": random(*shape) for name, shape in shapes.items()}
-        norms = {f"{p}input_layernorm.weight": ones.clone(), f"{p}post_attention_layernorm.weight": ones.clone()}
-        save(f"block-{layer:02d}.safetensors", tensors | norms)
-    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": MLP,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+SHAPE = Shape(layers=16, hidden=2048, mlp=8192, vocabulary=32000, heads=32, key_heads=8, tied=True)
 
 
 def run(model: Path, out: Path, threads: int, verify: bool) -> dict[str, object]:
@@ -88,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     model = options.work / "llama-1b"
     if not model.exists():
-        write_checkpoint(model)
+        write_checkpoint(model, SHAPE)
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for number in range(options.runs):

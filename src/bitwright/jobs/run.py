@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
 import logging
 import platform
 import shutil
@@ -38,6 +37,7 @@ from bitwright.jobs.sizes import check_disk
 from bitwright.jobs.verify import Probe, verify
 from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.machine import return_free_memory
+from bitwright.models import open_model
 from bitwright.models.writer import write_text
 from bitwright.runtime.online import online_entries
 
@@ -126,7 +126,7 @@ def run(job: Job, progress: Progress = no_progress, record: FloatRecord | None =
     """
     started = time.perf_counter()
     if not isinstance(job.model, nn.Module):
-        importlib.import_module("transformers.modeling_utils")  # its code is not the job's memory
+        open_model(job.model, stream=True)  # imports the network's code, which is not the job's memory
     return_free_memory()  # what the process has freed before is no room that the job gets for nothing
     with peak_memory() as memory:
         opened = open_job(job)
@@ -169,6 +169,7 @@ def _run_in_folder(job: Job, opened: Opened, progress: Progress) -> JobResult:
             result = _run_units(job, opened, work, progress)
             if job.verify:
                 _verify_in_place(job, opened, work, result, skeleton)
+                return_free_memory()  # the report's drawings come on top of what is held
             for name, text in report_files(result).items():
                 write_text(work / name, text)
         except InputError as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Statistics = Mapping[Statistic, Any]
 
 # Weights of fewer bytes are rounded without a look at what the process has freed.
-_LARGE = 4 << 20
+_LARGE = 512 << 10
 
 
 @dataclass(frozen=True)
