@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from bitwright.errors import InputError
 from bitwright.models import Structure, WeightSite, discover, open_model
+from bitwright.models.discover import block_stream
 from bitwright.models.rules import Rules, parse_rules, read_rules
 
 
@@ -92,6 +94,42 @@ def test_blocks_that_do_not_make_the_output_are_refused() -> None:
     rules = parse_rules({"stages.0.0": "block", "stages.1.1": "block"})
     with pytest.raises(InputError, match="do not hold"):
         discover(open_model(_Network()), torch.randn(3, 8), rules=rules)
+
+
+class _Wrapped(nn.Module):
+    """One block of which nobody else can make what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _Network()
+
+    def forward(self, x: torch.Tensor) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self.inner(x))
+
+
+class _Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _Wrapped()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.model(x).last_hidden_state)
+
+
+def test_a_module_that_returns_an_output_object_is_no_block() -> None:
+    module, x = _Around(), torch.randn(3, 8)
+    with pytest.raises(InputError, match="neither a tensor nor a tuple"):
+        discover(open_model(module), x, rules=parse_rules({"model": "block"}))
+    for proofs in (False, True):
+        found = discover(open_model(module), x, proofs=proofs)
+        assert "model" not in found.blocks
+        stream = block_stream(open_model(module), found)
+        calls = stream.prefix_inputs([x])[0]
+        hidden = calls.hidden
+        for index in range(len(found.blocks)):
+            hidden = stream.run_block(index, calls, hidden)
+        torch.testing.assert_close(stream.run_suffix(calls, hidden), module(x))
 
 
 def test_files_in_both_notations(tmp_path: Path) -> None:

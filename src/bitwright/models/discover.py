@@ -26,12 +26,13 @@ from bitwright.models.pairs import PairFinder
 from bitwright.models.prove import SUFFIX, Prover, relative_error
 from bitwright.models.record import Run, record_run
 from bitwright.models.residual import NotOffered, propose_stream
+from bitwright.models.rotary import RotaryFinder
 from bitwright.models.rotation import RotationProof
 from bitwright.models.routing import complete_experts, mark_experts
 from bitwright.models.rules import NO_RULES, Rules, excluded, named_chain, ruled_sites
 from bitwright.models.sites import find_uses, mark_head, sites_of
 from bitwright.models.stream import BlockStream, logits_of
-from bitwright.models.structure import Pair, ResidualStream, Structure, WeightSite
+from bitwright.models.structure import Pair, ResidualStream, RotaryPair, Structure, WeightSite
 from bitwright.models.unseen import unseen_sites
 
 CHAIN_TOLERANCE = 1e-4
@@ -142,7 +143,8 @@ def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure
     norms = find_norms(model, run, chain.paths)
     flow = Flow(run, uses, norms)
     rotation = _propose_rotation(model, flow, chain, reasons)
-    prover, pairs, residual, error = _prove_blocks(model, flow, stream, chain, example, rotation, reasons)
+    rotary: list[RotaryPair] = []
+    prover, pairs, residual, error = _prove_blocks(model, flow, stream, chain, example, rotation, reasons, rotary)
     if error <= CHAIN_TOLERANCE:
         convolutions = ConvolutionFinder(model, flow, prover)
         pairs += convolutions.all_pairs()
@@ -156,6 +158,7 @@ def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure
         reasons=tuple(reasons),
         chain_error=error,
         returns=stream.returns,
+        rotary=tuple(rotary),
     )
 
 
@@ -208,9 +211,12 @@ def _propose_rotation(model: Model, flow: Flow, chain: Chain, reasons: list[str]
 
 def _prove_blocks(
     model: Model, flow: Flow, stream: BlockStream, chain: Chain, example: Any, rotation: RotationProof | None,
-    reasons: list[str],
+    reasons: list[str], rotary: list[RotaryPair],
 ) -> tuple[Prover, list[Pair], ResidualStream | None, float]:  # fmt: skip
-    """Run the model block by block once, proving each block's pairs while it is loaded; compare the result."""
+    """Run the model block by block once, proving each block's pairs while it is loaded; compare the result.
+
+    What fails is added to ``reasons``, rotary pairs to ``rotary``.
+    """
     if not stream.blocks:
         reasons.append("no chain of blocks: nothing but the whole model can be run alone")
         prover = Prover(stream, flow.run, example, None, [])
@@ -221,11 +227,13 @@ def _prove_blocks(
     calls = stream.prefix_inputs([example])[0]
     prover = Prover(stream, flow.run, example, calls, [calls.hidden])
     finder = PairFinder(model, flow, prover)
+    turned = RotaryFinder(model, flow, prover)
     pairs = []
     for index, call in enumerate(chain.calls):
         with model.unit(call.path):
             prover.hidden.append(prover.output(index))
             pairs += finder.in_block(index, call)
+            rotary += turned.in_block(index, call)
             rotation = _rotate_block(rotation, prover, index, reasons)
     error = relative_error(prover.output(SUFFIX), logits_of(flow.run.result))
     if not error <= CHAIN_TOLERANCE:

@@ -150,6 +150,11 @@ def named_chain(rules: Rules, module: nn.Module, run: Run) -> Chain | None:
                 f"the rules call {call.path} a block, but it is called more than once or without a floating tensor; "
                 "name modules that a run calls once"
             )
+        if call.items < 0:
+            raise InputError(
+                f"the rules call {call.path} a block, but it returns neither a tensor nor a tuple, which nobody else "
+                "can make; name the blocks inside it"
+            )
         calls[call.path] = call
     for path in calls:
         outer = next((other for other in calls if path.startswith(f"{other}.")), None)

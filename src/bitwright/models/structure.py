@@ -96,6 +96,34 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class RotaryPair:
+    """Two projections whose outputs meet a rotary position embedding, found by turning their rows.
+
+    The first ``size`` of every ``head_dim`` rows are turned with the position, channel i with i + size / 2 (layout
+    ``half``) or 2i with 2i + 1 (``interleaved``); the others are left alone. So queries and keys may be turned together
+    in these planes, and freely in the rest, before the embedding, and by any matrix behind it; ``norms`` on their heads
+    allow that only where the gains of the turned channels are equal.
+
+    Attributes:
+        query, key: paths of the projections, with the output rows that take part (head after head).
+        error: largest relative change of the block's output in the proof.
+        allowed: which rotations of queries and keys may be folded into the two projections, in a sentence.
+    """
+
+    query: str
+    key: str
+    layout: str
+    size: int
+    head_dim: int
+    query_rows: tuple[int, ...]
+    key_rows: tuple[int, ...]
+    norms: tuple[str, ...] = ()
+    error: float = 0.0
+    block: int | None = None
+    allowed: str = ""
+
+
+@dataclass(frozen=True)
 class StreamParameter:
     """A parameter that touches the residual stream along ``axis``; ``norm`` is the norm folded into a reader."""
 
@@ -132,7 +160,8 @@ class Structure:
     ``ties`` maps a parameter name to the parameter it shares; ``exceptions`` are parameters of two or more
     dimensions that are no weight of a linear layer, with a sentence that says what uses them, ``unaccounted`` those
     that neither a site nor an exception covers; ``chain_error`` is the relative change of the output when the model is
-    run block by block; ``returns`` counts the items of each block's output tuple (0: a bare tensor).
+    run block by block; ``returns`` counts the items of each block's output tuple (0: a bare tensor); ``rotary`` are the
+    queries and keys that meet a rotary position embedding.
     """
 
     blocks: tuple[str, ...]
@@ -146,3 +175,4 @@ class Structure:
     unaccounted: tuple[str, ...] = ()
     chain_error: float = 0.0
     returns: tuple[int, ...] = ()
+    rotary: tuple[RotaryPair, ...] = ()

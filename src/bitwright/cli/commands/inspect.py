@@ -12,7 +12,7 @@ from bitwright.cli.output import Output
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder of a float or quantized model, or an embedded one.")],
+    model: Annotated[str, typer.Argument(help="Folder of a float or quantized model, embedded model, or GGUF file.")],
     structure: Annotated[
         bool, typer.Option("--structure", help="Blocks, pairs and residual stream of a float model.")
     ] = False,
@@ -20,9 +20,14 @@ def command(
     json: Json = False,
 ) -> None:
     """Show the tensors of a checkpoint, the kernels that serve them, or the structure of a model."""
-    from bitwright.jobs.inspecting import inspect_model, inspect_structure
+    from bitwright.jobs.inspecting import gguf_path, inspect_gguf, inspect_model, inspect_structure
 
     with Output(json) as out:
+        if not structure and (file := gguf_path(model)) is not None:
+            found = inspect_gguf(file)
+            out.result(found)
+            _show_gguf(out, found)
+            return
         if structure:
             found = inspect_structure(model, str(rules) if rules else "")
             out.result(found)
@@ -34,6 +39,13 @@ def command(
         if rows:
             out.table(["module", "weight", "input", "bits", "kernel"], rows, title=f"{model}: {found['recipe']}")
         out.show(f"{found['tensors']} tensors, {found['bytes']:,} bytes; stays float: {found['float_bytes']:,} bytes")
+
+
+def _show_gguf(out: Output, found: dict[str, Any]) -> None:
+    out.table(["key", "value"], [(key, str(value)) for key, value in found["metadata"].items()], title=found["format"])
+    rows = [(t["name"], t["type"], "x".join(map(str, t["shape"])), t["bytes"]) for t in found["tensors"]]
+    out.table(["tensor", "type", "shape", "bytes"], rows)
+    out.show(f"{len(rows)} tensors, {found['bytes']:,} bytes")
 
 
 def _show_structure(out: Output, found: dict[str, Any]) -> None:
@@ -49,6 +61,16 @@ def _show_structure(out: Output, found: dict[str, Any]) -> None:
         ["pair", "source", "sinks", "error"],
         [(p["kind"], p["source"], ", ".join(p["sinks"]), p["error"]) for p in found["pairs"]],
     )
+    if found["rotary"]:
+        out.table(
+            ["queries", "keys", "rotary layout", "channels", "error"],
+            [
+                (r["query"], r["key"], r["layout"], f"{r['size']} of {r['head_dim']}", r["error"])
+                for r in found["rotary"]
+            ],
+        )
+        for allowed in dict.fromkeys(r["allowed"] for r in found["rotary"]):
+            out.show(f"queries and keys may take {allowed}")
     stream = found["residual"]
     if stream is not None:
         out.show(
