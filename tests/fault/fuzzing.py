@@ -21,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from bitwright.data.sources import read_documents, read_ids
 from bitwright.errors import InputError
 from bitwright.formats import parse
+from bitwright.interop.gguf import read_gguf
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.request import Request
 from bitwright.models import Checkpoint, open_model
 from bitwright.models.rules import read_rules
 from bitwright.runtime.load import load
 from tests.fault.hostile import put_shard, read_shard
+from tests.unit import gguf_writer
 
 WEIGHTS = "model.safetensors"
 VALUES: tuple[Any, ...] = (
@@ -156,6 +158,13 @@ def run_native(folder: Path) -> None:
         load(folder)(input_ids=torch.tensor([[3, 5]]), use_cache=False)
 
 
+def read_tensors(folder: Path) -> None:
+    """Read a GGUF file with all of its tensors."""
+    file = read_gguf(folder / "model.gguf")
+    for name in file.tensors:
+        file.load(name)
+
+
 def read_journal(folder: Path) -> None:
     """Open a journal as the job that began it."""
     journal = Journal(folder, {"seed": 0}, {"threads": 1})
@@ -178,6 +187,7 @@ def targets(place: Path, model: Path, native: Path) -> Mapping[str, Target]:
     np.savez_compressed(files / "ids.npz", ids=ids.numpy(), mask=np.ones((4, 16), dtype=bool))
     lines = ['{"text": "one two"}', '{"messages": [{"role": "user", "content": "three"}]}']
     (files / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (files / "model.gguf").write_bytes(gguf_writer.valid().bytes())
     (files / "rules.toml").write_text('"layers.*" = "block"\n"class:*Norm" = ["float"]\n', encoding="utf-8")
     (files / "format.txt").write_text("\n".join(FORMATS), encoding="utf-8")
     (files / "job.json").write_text(Request("model", settings=(("damping", "0.1"),)).to_json(), encoding="utf-8")
@@ -195,6 +205,7 @@ def targets(place: Path, model: Path, native: Path) -> Mapping[str, Target]:
         "ids, safetensors": Target(files, "ids.safetensors", change_bytes, lambda f: read_ids(f / "ids.safetensors")),
         "ids, npz": Target(files, "ids.npz", change_bytes, lambda f: read_ids(f / "ids.npz")),
         "text, jsonl": Target(files, "text.jsonl", change_bytes, lambda f: read_documents(f / "text.jsonl")),
+        "gguf": Target(files, "model.gguf", change_bytes, read_tensors),
         "rules": Target(files, "rules.toml", change_bytes, lambda f: read_rules(f / "rules.toml")),
         "format": Target(files, "format.txt", change_bytes, _read_formats),
         "request": Target(files, "job.json", change_json, lambda f: Request.from_json((f / "job.json").read_text())),

@@ -27,7 +27,8 @@ from tests.unit.jobs_toys import save_model, tiny_llama
 CASES = {"config": 15, "native, bytes": 15, "native, header": 20, "native, manifest": 20}
 NAMES = (
     "checkpoint, bytes", "checkpoint, header", "index", "config", "native, bytes", "native, header",
-    "native, manifest", "ids, safetensors", "ids, npz", "text, jsonl", "rules", "format", "request", "journal",
+    "native, manifest", "ids, safetensors", "ids, npz", "text, jsonl", "gguf", "rules", "format", "request",
+    "journal",
 )  # fmt: skip
 
 
