@@ -37,11 +37,15 @@ class Wish:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probability of a drawn token, before penalties and temperature, and of the likeliest ones."""
+    """A token, its own text, and its log-probability (natural) before penalties and temperature.
+
+    ``top``: the likeliest tokens of the same step, the best first.
+    """
 
     token: int
+    text: str
     value: float
-    top: tuple[tuple[int, float], ...]
+    top: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def continuation(decoder: Decoder, tokenizer: Any, wish: Wish, known: int = 0) -
     sampler, stream, stops = Sampler(wish.sampling, wish.ids), TextStream(tokenizer, wish.ids), StopStrings(wish.stops)
     for left in range(wish.limit - 1, -1, -1):
         token = sampler.draw(logits)
-        score = _score(logits, token, wish.scores)
+        score = _score(tokenizer, logits, token, wish.scores)
         ended = token in wish.ends
         text = stops.push(stream.finish() if ended else stream.push(token))
         full = decoder.context is not None and decoder.tokens + 1 >= decoder.context
@@ -91,5 +95,9 @@ def continuation(decoder: Decoder, tokenizer: Any, wish: Wish, known: int = 0) -
         return
 
 
-def _score(logits: Tensor, token: int, count: int | None) -> Score | None:
-    return None if count is None else Score(token, *log_probabilities(logits, token, count))
+def _score(tokenizer: Any, logits: Tensor, token: int, count: int | None) -> Score | None:
+    if count is None:
+        return None
+    value, likeliest = log_probabilities(logits, token, count)
+    top = tuple(Score(other, tokenizer.decode([other]), score) for other, score in likeliest)
+    return Score(token, tokenizer.decode([token]), value, top)
