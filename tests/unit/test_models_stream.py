@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.models.calling import call_module, shrunk
 from bitwright.models.discover import block_stream, discover
 from bitwright.models.model import Model, open_model
 from bitwright.models.stream import BlockStream, hidden_of, logits_of
-from tests.unit.models_toys import MobileNet, ResNet, seeded, toy_images, toy_model
+from tests.unit.models_toys import MobileNet, ResNet, randomised, seeded, toy_images, toy_model
 
 
 def _batches() -> list[dict[str, torch.Tensor]]:
@@ -200,3 +202,33 @@ def test_a_model_on_an_accelerator_has_the_same_structure(name: str) -> None:
     assert there.sites == here.sites
     assert [(p.source, p.sinks) for p in there.pairs] == [(p.source, p.sinks) for p in here.pairs]
     assert (there.residual is None) == (here.residual is None)
+
+
+def _t5() -> nn.Module:
+    config = transformers.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4, pad_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return randomised(transformers.T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_layers_that_share_a_bias_made_by_the_first_are_whole_blocks(streamed: bool, tmp_path: Path) -> None:
+    """T5's first block makes the position bias that all others read: it hands it on, the others pass it."""
+    generator = torch.Generator().manual_seed(3)
+    module = _t5()
+    if streamed:
+        module.save_pretrained(tmp_path)
+    model = open_model(tmp_path if streamed else module, stream=streamed)
+    batch, other = (
+        {name: torch.randint(3, 96, (rows, 7), generator=generator) for name in ("input_ids", "decoder_input_ids")}
+        for rows in (2, 3)
+    )
+    with torch.no_grad():
+        expected = module(**other).logits
+    for proofs in (True, False):
+        found = discover(model, batch, proofs=proofs)
+        assert found.blocks == tuple(f"decoder.block.{index}" for index in range(3))
+        assert [index for index, _ in found.aside] == [0, 1]
+        assert dict(found.aside)[0] == ()
+        torch.testing.assert_close(_blockwise(model, block_stream(model, found), other), expected)

@@ -1,10 +1,12 @@
 """Find the chain of blocks in a recorded run.
 
 A chain is a row of module calls in which one call's output is the next one's first argument and nothing else that
-depends on the stream crosses the cut (a residual, a mask made before the first block or per-layer tables may). So each
-block can be run alone from its recorded arguments. Of all chains the one is taken that spares the most memory: weights
-in the chain less the largest block; among equals the finer one. One block alone counts only where it holds half of
-all weights.
+depends on the stream crosses the cut (a residual, a mask made before the first block or per-layer tables may; so may
+what a block returns beside the hidden state without reading it, as T5's first block makes the position bias of all).
+So each block can be run alone from its recorded arguments. Of all chains the one is taken that spares the most
+memory: weights in the chain less the largest block; among equals the finer one. But parts of unlike kinds that repeat
+inside layers of one kind (attention, then a multilayer perceptron) are taken together: a block is a whole layer. One
+block alone counts only where it holds half of all weights.
 """
 
 from __future__ import annotations
@@ -15,16 +17,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitwright.models.record import ModuleCall, Run
+from bitwright.models.record import ModuleCall, Run, Slot
 
 _EMBEDDING_OPS = frozenset({"embedding", "embedding_bag"})
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Calls of the blocks, in order."""
+    """Calls of the blocks, in order.
+
+    ``aside``: (number of a block, places) where a later block reads more of its output tuple than the hidden state:
+    the argument that each item is (None: nobody reads it), or no places where the block makes such an item itself.
+    """
 
     calls: tuple[ModuleCall, ...]
+    aside: tuple[tuple[int, tuple[Slot | None, ...]], ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -39,6 +46,7 @@ class _Candidate:
     result: int
     weights: int
     foreign: frozenset[int]
+    made: frozenset[int]
 
 
 def find_chains(module: nn.Module, run: Run, excluded: Collection[str] = ()) -> list[Chain]:
@@ -62,9 +70,9 @@ def find_chains(module: nn.Module, run: Run, excluded: Collection[str] = ()) -> 
         inside.update(item.call.index for item in chain)
         weights = [item.weights for item in chain]
         if len(chain) > 1 or 2 * sum(weights) >= whole:
-            scored.append((sum(weights) - max(weights, default=0), len(chain), chain))
+            scored.append((sum(weights) - max(weights, default=0), len(chain), _layers(chain, candidates, module, run)))
     scored.sort(key=lambda item: item[:2], reverse=True)
-    return [Chain(tuple(item.call for item in chain)) for _, _, chain in scored]
+    return [Chain(tuple(item.call for item in chain), _aside(chain)) for _, _, chain in scored]
 
 
 def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:
@@ -89,7 +97,8 @@ def _candidates(module: nn.Module, run: Run) -> list[_Candidate]:
         foreign = frozenset(key for key in read if key not in run.constants and (key in given or key not in produced))
         if any(key in run.producer and key not in given and run.producer[key] < call.enter for key in foreign):
             continue  # it reads a computed tensor that is not among its arguments, so it cannot be run alone
-        result.append(_Candidate(call, hidden.key, output.key, weights, foreign))
+        made = frozenset(produced) - foreign
+        result.append(_Candidate(call, hidden.key, output.key, weights, foreign, made))
     return result
 
 
@@ -119,13 +128,47 @@ def _closed_chain(
             if (item.foreign - {item.entry}) & made:
                 allowed = [other for other in allowed if other is not item]
                 break
-            inner = run.ops[item.call.enter : item.call.exit]
-            made.update({ref.key for op in inner for ref in op.outputs} - item.foreign)
+            made.update(item.made - (set(item.call.item_keys) - stream))
         else:
             leak = _leak(chain, run)
             if leak is None or leak is start:
                 return chain if leak is None else []
             allowed = [other for other in allowed if other is not leak]
+
+
+def _layers(chain: list[_Candidate], candidates: list[_Candidate], module: nn.Module, run: Run) -> list[_Candidate]:
+    """The calls around the blocks, where these are unlike parts that every one of them has; else the chain itself."""
+    parts: dict[int, list[type[nn.Module]]] = {}
+    for item in chain:
+        parts.setdefault(item.call.parent, []).append(type(module.get_submodule(item.call.path)))
+    around = {item.call.index: item for item in candidates if item.call.index in parts}
+    kinds = list(parts.values())
+    same = all(kind == kinds[0] for kind in kinds) and len(set(kinds[0])) == len(kinds[0]) > 1
+    classes = {type(module.get_submodule(item.call.path)) for item in around.values()}
+    if len(parts) < 2 or not same or len(around) != len(parts) or len(classes) != 1:
+        return chain
+    layers = [around[index] for index in parts]
+    by_entry: dict[int, list[_Candidate]] = {}
+    for item in layers:
+        by_entry.setdefault(item.entry, []).append(item)
+    closed = _closed_chain(layers[0], layers, by_entry, run)
+    return layers if closed == layers and layers[-1].result == chain[-1].result else chain
+
+
+def _aside(chain: list[_Candidate]) -> tuple[tuple[int, tuple[Slot | None, ...]], ...]:
+    """What blocks hand to later ones beside the hidden state."""
+    found: list[tuple[int, tuple[Slot | None, ...]]] = []
+    made: set[int] = set()
+    for index, item in enumerate(chain):
+        made |= item.made
+        later = {key for other in chain[index + 1 :] for key in other.foreign - {other.entry}}
+        wanted = set(item.call.item_keys) & made & later
+        if not wanted:
+            continue
+        given = {ref.key: slot for slot, ref in item.call.inputs}
+        places = tuple(given.get(key) if key in wanted else None for key in item.call.item_keys)
+        found.append((index, places if wanted <= set(given) else ()))
+    return tuple(found)
 
 
 def _leak(chain: list[_Candidate], run: Run) -> _Candidate | None:
@@ -135,9 +178,7 @@ def _leak(chain: list[_Candidate], run: Run) -> _Candidate | None:
     """
     inside = {index for item in chain for index in range(item.call.enter, item.call.exit)}
     for item in chain:
-        inner = run.ops[item.call.enter : item.call.exit]
-        made = {ref.key for op in inner for ref in op.outputs} - item.foreign - {item.result}
-        keys = {item.entry, *made}
+        keys = {item.entry, *item.made} - {item.result}
         if any(index >= item.call.exit and index not in inside for key in keys for index in run.readers.get(key, ())):
             return item
     return None

@@ -90,15 +90,16 @@ def _chains(model: Model, run: Run, rules: Rules) -> list[Chain]:
 
 def _outlined(model: Model, run: Run, rules: Rules) -> Structure:
     """What a run of shapes tells."""
-    calls = _chains(model, run, rules)[0].calls
-    paths = tuple(call.path for call in calls)
-    uses = mark_head(run, find_uses(model, run, paths), calls[-1] if calls else None)
+    chain = _chains(model, run, rules)[0]
+    paths = chain.paths
+    uses = mark_head(run, find_uses(model, run, paths), chain.calls[-1] if chain.calls else None)
     uses = mark_experts(model.module, run, uses)
     return Structure(
         blocks=paths,
         sites=tuple(sites_of(uses)),
         reasons=("norms, pairs and the residual stream were not looked for",),
-        returns=tuple(call.items for call in calls),
+        returns=tuple(call.items for call in chain.calls),
+        aside=chain.aside,
     )
 
 
@@ -137,7 +138,7 @@ def condensed(reasons: list[str]) -> tuple[str, ...]:
 def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure:
     """All that follows from a recorded run once the chain of blocks is fixed."""
     reasons: list[str] = []
-    stream = BlockStream(model, chain.paths, tuple(call.items for call in chain.calls))
+    stream = BlockStream(model, chain.paths, tuple(call.items for call in chain.calls), chain.aside)
     uses = mark_head(run, find_uses(model, run, chain.paths), chain.calls[-1] if chain.calls else None)
     uses = mark_experts(model.module, run, uses)
     norms = find_norms(model, run, chain.paths)
@@ -158,6 +159,7 @@ def _with_chain(model: Model, run: Run, chain: Chain, example: Any) -> Structure
         reasons=tuple(reasons),
         chain_error=error,
         returns=stream.returns,
+        aside=chain.aside,
         rotary=tuple(rotary),
     )
 
@@ -187,7 +189,7 @@ def chain_holds(model: Model, structure: Structure, example: Any = None) -> bool
 
 def block_stream(model: Model, structure: Structure) -> BlockStream:
     """Block-wise execution of a discovered model."""
-    return BlockStream(model, structure.blocks, structure.returns)
+    return BlockStream(model, structure.blocks, structure.returns, structure.aside)
 
 
 def find_ties(module: nn.Module) -> tuple[tuple[str, str], ...]:

@@ -69,7 +69,8 @@ class Op:
 class ModuleCall:
     """One call of a module: its operations are ``enter <= index < exit``.
 
-    ``items`` counts the items of an output tuple (0: the output is a tensor; -1: anything else, a mapping for one).
+    ``items`` counts the items of an output tuple (0: the output is a tensor; -1: anything else, a mapping for one);
+    ``item_keys`` are their keys (-1: no tensor).
     """
 
     index: int
@@ -80,6 +81,7 @@ class ModuleCall:
     exit: int = -1
     items: int = 0
     outputs: tuple[Ref, ...] = ()
+    item_keys: tuple[int, ...] = ()
 
     @property
     def hidden(self) -> Ref | None:
@@ -259,3 +261,5 @@ class _Recorder(TorchFunctionMode):
         call.exit = len(self.run.ops)
         call.items = len(output) if type(output) in {tuple, list} else 0 if isinstance(output, torch.Tensor) else -1
         call.outputs = tuple(self.ref(tensor) for tensor in flat_tensors(output))
+        if call.items > 0:
+            call.item_keys = tuple(self.ref(t).key if isinstance(t, torch.Tensor) else -1 for t in output)

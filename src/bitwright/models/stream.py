@@ -51,11 +51,16 @@ class _Stop(Exception):
 
 @dataclass(frozen=True)
 class BlockStream:
-    """Block-wise execution of a model. ``returns``: items of each block's output tuple (0: a bare tensor)."""
+    """Block-wise execution of a model.
+
+    ``returns``: items of each block's output tuple (0: a bare tensor); ``aside``: blocks that hand more than the hidden
+    state to later ones, and where these items come from (:class:`bitwright.models.chain.Chain`).
+    """
 
     model: Model
     blocks: tuple[str, ...]
     returns: tuple[int, ...]
+    aside: tuple[tuple[int, tuple[int | str | None, ...]], ...] = ()
 
     def prefix_inputs(self, batches: Iterable[Any]) -> list[BatchCalls]:
         """The arguments of every block for every batch; only layers before and between the blocks are run.
@@ -83,7 +88,7 @@ class BlockStream:
         def stub(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 state = find_hidden(args, kwargs)[1]
-                return self._structured(index, hidden if index == last else state)
+                return self._structured(index, hidden if index == last else state, args, kwargs)
 
             return forward
 
@@ -103,7 +108,7 @@ class BlockStream:
                 found[index] = Call(*Call(args, kwargs, place).filled(state.new_empty(0)), place)
                 if index == len(self.blocks) - 1:
                     raise _Stop
-                return self._structured(index, state)
+                return self._structured(index, state, args, kwargs)
 
             return forward
 
@@ -113,9 +118,19 @@ class BlockStream:
             raise InputError(f"the model called {len(found)} of its {len(self.blocks)} blocks; check the batch")
         return BatchCalls(batch, first[0], tuple(found[i] for i in range(len(self.blocks))))
 
-    def _structured(self, index: int, hidden: torch.Tensor) -> Any:
+    def _structured(self, index: int, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What block ``index`` returns when its hidden state is ``hidden``."""
         count = self.returns[index]
-        return (hidden, *[None] * (count - 1)) if count else hidden
+        places = dict(self.aside).get(index)
+        if places is None:
+            return (hidden, *[None] * (count - 1)) if count else hidden
+        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        if places:
+            return (hidden, *(None if place is None else given[place] for place in places[1:]))
+        # It makes what later blocks read; that does not depend on the hidden state.
+        block = self.model.module.get_submodule(self.blocks[index])
+        made = type(block).forward(block, *args, **kwargs)
+        return (hidden, *made[1:])
 
 
 def find_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, torch.Tensor]:

@@ -161,7 +161,9 @@ class Structure:
     dimensions that are no weight of a linear layer, with a sentence that says what uses them, ``unaccounted`` those
     that neither a site nor an exception covers; ``chain_error`` is the relative change of the output when the model is
     run block by block; ``returns`` counts the items of each block's output tuple (0: a bare tensor); ``rotary`` are the
-    queries and keys that meet a rotary position embedding.
+    queries and keys that meet a rotary position embedding; ``aside`` are blocks that hand more than the hidden state to
+    later ones, with the place among their arguments from which each item of their output tuple comes (see
+    :class:`bitwright.models.chain.Chain`).
     """
 
     blocks: tuple[str, ...]
@@ -176,3 +178,4 @@ class Structure:
     chain_error: float = 0.0
     returns: tuple[int, ...] = ()
     rotary: tuple[RotaryPair, ...] = ()
+    aside: tuple[tuple[int, tuple[int | str | None, ...]], ...] = ()
