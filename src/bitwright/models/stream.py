@@ -124,7 +124,8 @@ class BlockStream:
         places = dict(self.aside).get(index)
         if places is None:
             return (hidden, *[None] * (count - 1)) if count else hidden
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs.items())
         if places:
             return (hidden, *(None if place is None else given[place] for place in places[1:]))
         # It makes what later blocks read; that does not depend on the hidden state.
