@@ -35,6 +35,7 @@ class Request:
             decoding and for long prompts.
         input: text of the input's format (``None``: the input is float).
         keep_dense: the caller allows one dequantized copy of the weight to be kept.
+        exact: activations may not be rounded beyond what the recipe says.
     """
 
     op: str
@@ -46,6 +47,7 @@ class Request:
     rows: int | None = None
     input: str | None = None
     keep_dense: bool = False
+    exact: bool = True
 
 
 def serve_floats(request: Request) -> str | None:

@@ -67,9 +67,10 @@ def _open_stack(model: nn.Module, path: str, stack: StackEntry) -> None:
         return
     parameter = owner._parameters.get(leaf)
     stored = stack.shape[::-1] if stack.transposed else stack.shape
-    if parameter is None or tuple(parameter.shape) != (stack.experts, *stored):
+    shapes = ((stack.experts, *stored), (stack.experts * stored[0], stored[1]))
+    if parameter is None or tuple(parameter.shape) not in shapes:
         raise InputError(f"the network has no parameter {path} of {stack.experts} experts; the config does not fit")
-    put_stack(model, path, stack.transposed)
+    put_stack(model, path, stack.transposed, stack.experts)
 
 
 def _make(
@@ -86,7 +87,7 @@ def _make(
     bias = _bias(path, entry, source, tensors)
     dtype = _weight_of(path, source).dtype
     quantizer = _quantizer(path, entry, shape[1], tensors)
-    options = Options(quantizer, entry.online, cache_weights, table, dtype)
+    options = Options(quantizer, entry.online, cache_weights=cache_weights, table=table, dtype=dtype)
     if entry.kind == "embedding":
         if entry.weight is None or quantizer is not None or entry.online:
             raise InputError(f"the embedding {path} can only have a quantized weight; quantize again")

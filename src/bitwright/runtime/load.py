@@ -61,11 +61,13 @@ def load(
     return configure(model, cache_weights=cache_weights, table=table)
 
 
-def configure(model: nn.Module, *, cache_weights: bool = False, table: Table = TABLE) -> nn.Module:
-    """Set the kernel table and whether dequantized copies are kept, for all quantized modules of a model."""
+def configure(
+    model: nn.Module, *, cache_weights: bool = False, exact: bool = True, table: Table = TABLE
+) -> nn.Module:
+    """Set how all quantized modules of a model run; see :class:`bitwright.runtime.module.Options`."""
     for module in model.modules():
         if isinstance(module, QuantModule):
-            module.cache_weights, module.table = cache_weights, table
+            module.cache_weights, module.exact, module.table = cache_weights, exact, table
             module.forget_prepared()
     return model
 

@@ -36,6 +36,7 @@ class Options:
     Attributes:
         input: quantizer of its input. online: operations that its input goes through before that.
         cache_weights: keep one dequantized copy of the weight: fast on small models, large on others.
+        exact: activations are multiplied as they are; otherwise kernels may round them to 8 bits.
         table: kernels to choose from.
         dtype: of the float module that is replaced.
     """
@@ -43,6 +44,7 @@ class Options:
     input: ActivationQuantizer | None = None
     online: Sequence[OnlineOperation] = ()
     cache_weights: bool = False
+    exact: bool = True
     table: Table = TABLE
     dtype: torch.dtype = torch.float32
 
@@ -95,6 +97,7 @@ class QuantModule(nn.Module):
         self.register_buffer("input_zero", None if quantizer is None else quantizer.zero)
         self.online = tuple(options.online)
         self.cache_weights = options.cache_weights
+        self.exact = options.exact
         self.table = options.table
         self.dtype = options.dtype
         self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
@@ -171,6 +174,7 @@ class QuantModule(nn.Module):
             rows=rows,
             input=None if self.input_format is None else str(self.input_format),
             keep_dense=self.cache_weights,
+            exact=self.exact,
         )
 
     def served(self, dtype: torch.dtype = torch.float32, rows: int | None = None) -> Choice:

@@ -9,11 +9,14 @@ from bitwright.runtime.kernels.embedding import dense as embedding_dense
 from bitwright.runtime.kernels.embedding import reference as embedding_reference
 from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
 from bitwright.runtime.kernels.linear import dense as linear_dense
+from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
 
 TABLE = Table(
     (
         linear_dense.KERNEL,
+        linear_native.ROUNDED,
+        linear_native.KERNEL,
         linear_reference.KERNEL,
         conv2d_dense.KERNEL,
         conv2d_reference.KERNEL,

@@ -1,0 +1,19 @@
+// The Python class Library: the kernels of one instruction set. Each file of bindings/ adds its methods.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "core/table.h"
+
+namespace bw {
+
+struct Library {
+  const Kernels* kernels;
+};
+
+using LibraryClass = nanobind::class_<Library>;
+
+void bind_linear(nanobind::module_& module, LibraryClass& library);
+void bind_memory(nanobind::module_& module);
+
+}  // namespace bw

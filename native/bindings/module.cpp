@@ -1,0 +1,42 @@
+#include "bindings/library.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace nb = nanobind;
+
+namespace bw {
+
+namespace {
+
+std::vector<std::string> instruction_sets() {
+  size_t count;
+  const Kernels* const* tables = available(&count);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < count; ++i) names.emplace_back(tables[i]->name);
+  return names;
+}
+
+Library open(const std::string& name) {
+  size_t count;
+  const Kernels* const* tables = available(&count);
+  for (size_t i = 0; i < count; ++i)
+    if (name == tables[i]->name) return {tables[i]};
+  throw std::invalid_argument("this processor or this build has no instruction set " + name);
+}
+
+}  // namespace
+}  // namespace bw
+
+NB_MODULE(_core, module) {
+  module.doc() = "Compiled kernels; use bitwright.native.";
+  module.def("instruction_sets", bw::instruction_sets, "Names of the instruction sets that run here, fastest first.");
+  bw::LibraryClass library(module, "Library", "The kernels of one instruction set.");
+  library.def("__init__", [](bw::Library* self, const std::string& name) { new (self) bw::Library(bw::open(name)); });
+  library.def_prop_ro("name", [](const bw::Library& self) { return self.kernels->name; });
+  bw::bind_linear(module, library);
+  bw::bind_memory(module);
+}

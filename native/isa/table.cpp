@@ -1,0 +1,24 @@
+// Compiled once for each instruction set: which functions it has.
+#include "core/table.h"
+
+#include "kernels/linear.h"
+
+namespace bw::BW_ISA {
+
+#define BW_TEXT_(name) #name
+#define BW_TEXT(name) BW_TEXT_(name)
+
+const Kernels& table() {
+  static const Kernels kernels = {
+      .name = BW_TEXT(BW_ISA),
+      .pack_weight = pack_weight,
+      .unpack_weight = unpack_weight,
+      .quantize_rows = quantize_rows,
+      .gather_rows = gather_rows,
+      .linear_int8 = linear_int8,
+      .linear_float = linear_float,
+  };
+  return kernels;
+}
+
+}  // namespace bw::BW_ISA

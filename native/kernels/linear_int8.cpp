@@ -1,0 +1,195 @@
+// Integer products: codes of 1 to 8 bits with activations of 8 bits.
+//
+// Few rows (decoding): every byte of the weight is read once; a field of a byte is multiplied where it stands, in an
+// accumulator of its own that is shifted once per block, so that 64 weight bytes cost one mask and one dot product per
+// field. Many rows (prompts): a block of two tiles is unpacked once into the first cache and used by all rows, eight at
+// a time in registers.
+#include <algorithm>
+
+#include "core/pool.h"
+#include "core/scratch.h"
+#include "kernels/linear.h"
+#include "kernels/planes.h"
+#include "kernels/tile.h"
+
+namespace bw::BW_ISA {
+namespace {
+
+// Bytes of weights that a chunk of work reads: enough to hide the claim, little enough to share out evenly.
+constexpr int64_t kChunkBytes = 48 * 1024;
+// Bytes ahead of the present vector that are asked for: past what the hardware prefetcher sees across pages.
+constexpr int64_t kAhead = 4096;
+
+// Adds the products of one plane to total[row].
+template <int width, int offset, int rows>
+inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block, I32x16 (&total)[rows]) {
+  constexpr int fields = 8 / width;
+  constexpr bool in_place = kFieldsInPlace && fields * rows <= 16;
+  // Two sets where a single chain of dependent sums would be slower than memory.
+  constexpr int sets = fields * rows == 1 ? 4 : fields * rows == 2 ? 2 : 1;
+  constexpr int chains = in_place ? fields : 1;
+  I32x16 acc[sets][rows][chains];
+  for (auto& set : acc)
+    for (auto& row : set)
+      for (auto& chain : row) chain = zero_i32();
+  const int vectors = block / (4 * fields);
+  const auto step = [&](int v, auto set_) {
+    constexpr int set = set_;
+    const U8x64 packed = load_bytes(w + v * kVector);
+    prefetch(w + v * kVector + kAhead);
+    unroll<fields>([&](auto f_) {
+      constexpr int f = f_, mask = (1 << width) - 1;
+      constexpr int chain = in_place ? f : 0;
+      const int8_t* at = x + (v * fields + f) * 4;
+      if constexpr (in_place) {
+        const U8x64 field = width == 8 ? packed : bits_and(packed, splat_byte(mask << (f * width)));
+        unroll<rows>([&](auto r) { acc[set][r][chain] = dot<(mask << (f * width))>(acc[set][r][chain], field, at + r * block); });
+      } else {
+        const U8x64 field = shift_right<f * width>(packed, splat_byte(mask));
+        unroll<rows>([&](auto r) { acc[set][r][chain] = dot<mask>(acc[set][r][chain], field, at + r * block); });
+      }
+    });
+  };
+  int v = 0;
+  for (; v + sets <= vectors; v += sets) unroll<sets>([&](auto set) { step(v + set, set); });
+  for (; v < vectors; ++v) step(v, std::integral_constant<int, 0>{});
+  unroll<rows>([&](auto r) {
+    unroll<chains>([&](auto c_) {
+      constexpr int c = c_;
+      I32x16 whole = acc[0][r][c];
+      unroll<sets - 1>([&](auto set) { whole = add(whole, acc[set + 1][r][c]); });
+      total[r] = add(total[r], shift_left<offset>(shift_right<c * width>(whole)));
+    });
+  });
+  return w + static_cast<int64_t>(vectors) * kVector;
+}
+
+template <int bits, int rows>
+void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t first_row, int64_t tile) {
+  const TileScales scales(weight, tile);
+  const uint8_t* w = weight.codes + tile * weight.tile_bytes();
+  F32x16 sums[rows];
+  unroll<rows>([&](auto r) { sums[r] = zero_f32(); });
+  for (int64_t b = 0; b < weight.blocks; ++b) {
+    const int64_t place = b * x.rows + first_row, group = b / weight.blocks_per_scale;
+    I32x16 total[rows];
+    unroll<rows>([&](auto r) { total[r] = zero_i32(); });
+    each_plane<bits>([&](auto width, auto offset) {
+      w = plane<width, offset, rows>(w, x.codes + place * weight.block, weight.block, total);
+    });
+    const F32x16 scale = scales.scale(group);
+    unroll<rows>([&](auto r) {
+      const F32x16 value = scales.centred(total[r], group, x.sums[place + r]);
+      sums[r] = fma(mul(scale, splat(x.scale[place + r])), value, sums[r]);
+    });
+  }
+  unroll<rows>([&](auto r) { write(y, weight.out, first_row + r, tile, sums[r]); });
+}
+
+template <int bits>
+void decode_rows(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
+  int64_t row = 0;
+  for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4>(weight, x, y, row, tile);
+  if (x.rows - row >= 2) decode_tile<bits, 2>(weight, x, y, row, tile), row += 2;
+  if (x.rows - row >= 1) decode_tile<bits, 1>(weight, x, y, row, tile);
+}
+
+constexpr int kTiles = 2;    // tiles that a prompt's kernel holds in registers
+constexpr int kPanel = 8;    // rows that it holds
+constexpr int kDeepest = 256;  // largest block
+
+struct Panel {
+  const uint8_t* bytes;  // [tiles][block / 4][64]
+  float* sums;           // [rows][tiles][16]
+  int64_t tile;
+  int tiles;
+};
+
+// One block of `tiles` tiles with `rows` rows.
+template <int rows, int tiles>
+inline void panel_block(const Weight& weight, const QuantizedRows& x, const Panel& panel, int64_t b, int64_t row,
+                        float* sums) {
+  const int64_t place = b * x.rows + row, group = b / weight.blocks_per_scale;
+  const int8_t* codes = x.codes + place * weight.block;
+  I32x16 acc[rows][tiles];
+  unroll<rows>([&](auto r) { unroll<tiles>([&](auto t) { acc[r][t] = zero_i32(); }); });
+  for (int q = 0; q < weight.block / 4; ++q) {
+    U8x64 w[tiles];
+    unroll<tiles>([&](auto t) { w[t] = load_bytes(panel.bytes + (t * (weight.block / 4) + q) * kVector); });
+    unroll<rows>([&](auto r) {
+      unroll<tiles>([&](auto t) { acc[r][t] = dot<255>(acc[r][t], w[t], codes + r * weight.block + 4 * q); });
+    });
+  }
+  unroll<tiles>([&](auto t) {
+    const TileScales scales(weight, panel.tile + t);
+    const F32x16 scale = scales.scale(group);
+    unroll<rows>([&](auto r) {
+      const F32x16 value = scales.centred(acc[r][t], group, x.sums[place + r]);
+      float* sum = sums + (r * tiles + t) * kRows;
+      store(sum, fma(mul(scale, splat(x.scale[place + r])), value, load(sum)));
+    });
+  });
+}
+
+template <int tiles>
+void panel_rows(const Weight& weight, const QuantizedRows& x, const Panel& panel, int64_t b, int64_t first,
+                int64_t count) {
+  int64_t r = 0;
+  float* sums = panel.sums;
+  constexpr int64_t width = tiles * kRows;
+  for (; r + 8 <= count; r += 8) panel_block<8, tiles>(weight, x, panel, b, first + r, sums + r * width);
+  if (count - r >= 4) panel_block<4, tiles>(weight, x, panel, b, first + r, sums + r * width), r += 4;
+  if (count - r >= 2) panel_block<2, tiles>(weight, x, panel, b, first + r, sums + r * width), r += 2;
+  if (count - r >= 1) panel_block<1, tiles>(weight, x, panel, b, first + r, sums + r * width);
+}
+
+// Rows whose sums (two tiles of fp32) stay in the second cache beside the unpacked block.
+constexpr int64_t kRowsOfPanel = 256;
+
+template <int bits>
+void prompt_tiles(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile, int tiles) {
+  alignas(64) uint8_t bytes[kTiles * kRows * kDeepest];
+  thread_local Scratch<float> scratch;
+  float* sums = scratch.get(kRowsOfPanel * kTiles * kRows);
+  const Panel panel{bytes, sums, tile, tiles};
+  for (int64_t first = 0; first < x.rows; first += kRowsOfPanel) {
+    const int64_t count = std::min(kRowsOfPanel, x.rows - first);
+    std::memset(sums, 0, sizeof(float) * count * tiles * kRows);
+    for (int64_t b = 0; b < weight.blocks; ++b) {
+      for (int t = 0; t < tiles; ++t) {
+        const uint8_t* w = weight.codes + (tile + t) * weight.tile_bytes() + b * weight.block_bytes();
+        unpack_block<bits>(w, weight.block, bytes + t * kRows * weight.block);
+      }
+      tiles == 2 ? panel_rows<2>(weight, x, panel, b, first, count) : panel_rows<1>(weight, x, panel, b, first, count);
+    }
+    for (int64_t r = 0; r < count; ++r)
+      for (int t = 0; t < tiles; ++t)
+        write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));
+  }
+}
+
+template <int bits>
+void run(const Weight& weight, const QuantizedRows& x, const Output& y, int threads) {
+  const int64_t tiles = weight.tiles();
+  if (x.rows < kPanel) {
+    const int64_t even = std::max<int64_t>(1, tiles / (int64_t{4} * threads));
+    const int64_t step = std::clamp<int64_t>(kChunkBytes / weight.tile_bytes(), 1, even);
+    parallel_for(threads, (tiles + step - 1) / step, [&](int64_t chunk, int) {
+      const int64_t stop = std::min(tiles, (chunk + 1) * step);
+      for (int64_t tile = chunk * step; tile < stop; ++tile) decode_rows<bits>(weight, x, y, tile);
+    });
+    return;
+  }
+  parallel_for(threads, (tiles + kTiles - 1) / kTiles, [&](int64_t chunk, int) {
+    const int64_t tile = chunk * kTiles;
+    prompt_tiles<bits>(weight, x, y, tile, static_cast<int>(std::min<int64_t>(kTiles, tiles - tile)));
+  });
+}
+
+}  // namespace
+
+void linear_int8(const Weight& weight, const QuantizedRows& x, const Output& y, int threads) {
+  with_bits(weight.bits, [&](auto bits) { run<bits>(weight, x, y, threads); });
+}
+
+}  // namespace bw::BW_ISA
