@@ -23,17 +23,17 @@ LETTERS = 128
 class Alphabet:
     """Says the letter after the last one, and after ``z`` the end token; remembers all that it read.
 
-    ``gate``: every step waits until it is set. ``fault``: a token that it cannot read.
+    ``gate``: every step waits until it is set.
     """
 
     context: int | None = 64
     piece: int | None = 4
+    fault: int | None = None
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.ids: list[int] = []
         self.read: list[list[int]] = []
         self.gate = gate
-        self.fault = ord("!")
         self.turns: list[Alphabet] = []
 
     @property
@@ -48,7 +48,7 @@ class Alphabet:
         if self.gate is not None and not self.gate.wait(timeout=20):
             raise AssertionError("the test never opened the gate")
         if self.fault in ids:
-            raise RuntimeError("secret words of the user")
+            raise RuntimeError(f"cannot read {bytes(ids)!r}")
         if len(self.ids) + len(ids) > 64:
             raise InputError("too long")
         self.read.append(list(ids))
@@ -74,6 +74,12 @@ class Rounded(Alphabet):
     """The same, over a cache that cannot go back."""
 
     piece = None
+
+
+class Faulty(Alphabet):
+    """The same, but there is a token that it cannot read."""
+
+    fault = ord("!")
 
 
 class Bytes:

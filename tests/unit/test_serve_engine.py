@@ -13,7 +13,7 @@ from bitwright.runtime.continuation import Piece, Wish, continuation
 from bitwright.runtime.decoder import ModuleDecoder, module_decoders
 from bitwright.serving.engine import BusyError, ClosedError, Engine, LateError, Limits
 from bitwright.serving.slots import Slots, common
-from tests.unit.serve_toys import Alphabet, Bytes, Collected, Rounded, Toys, engine, until
+from tests.unit.serve_toys import Alphabet, Bytes, Collected, Faulty, Rounded, Toys, engine, until
 
 
 def test_answers_end_at_their_end_token_or_limit() -> None:
@@ -120,7 +120,7 @@ def test_a_receiver_that_fails_ends_its_own_answer_only() -> None:
 
 
 def test_an_error_of_the_model_ends_one_answer_and_its_decoder_is_not_used_again() -> None:
-    toys = Toys()
+    toys = Toys(Faulty)
     with engine(toys) as running:
         text, error = Collected(running, "abc!").wait()
         assert text == ""

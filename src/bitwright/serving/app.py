@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,8 +24,6 @@ from bitwright.serving.failures import RefusedError, refused_by, response
 from bitwright.serving.guard import HEALTH, Guard
 from bitwright.serving.replies import Reply
 from bitwright.serving.served import Served
-
-logger = logging.getLogger(__name__)
 
 # Seconds in which the body of a request must have come.
 _BODY_SECONDS = 30.0
@@ -144,7 +140,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def _told(endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose errors are answers. The log gets an error's type and place, never its words: they may quote."""
+    """An endpoint whose errors are answers."""
 
     async def run(request: Request) -> Response:
         try:
@@ -152,11 +148,7 @@ def _told(endpoint: Endpoint) -> Endpoint:
         except (GoneError, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it
         except Exception as error:
-            refused = refused_by(error)
-            if refused.status == 500:
-                place = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("%s at %s\n%s", type(error).__name__, request.url.path, place)
-            return response(refused)
+            return response(refused_by(error))
 
     return run
 

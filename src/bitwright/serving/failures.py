@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from bitwright.errors import BitwrightError, InputError
 from bitwright.serving.engine import BusyError, ClosedError, LateError
+
+logger = logging.getLogger(__name__)
 
 # Seconds after which a refused client may try again.
 _RETRY = {"retry-after": "2"}
@@ -25,13 +29,18 @@ class RefusedError(BitwrightError):
 
 
 def refused_by(error: BaseException) -> RefusedError:
-    """What a client is told of an error; anything unexpected is status 500, without its message."""
+    """What a client is told of an error; anything unexpected is status 500.
+
+    Its message is neither told nor logged, for it may quote the text of a user; the log gets its type and place.
+    """
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, BusyError | ClosedError | LateError):
         return RefusedError(503, str(error), code=_CODES[type(error)])
     if isinstance(error, InputError):
         return RefusedError(400, str(error))
+    place = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s while answering, at\n%s", type(error).__name__, place)
     return RefusedError(500, "the server failed at this request; its log says where", code="internal_error")
 
 
