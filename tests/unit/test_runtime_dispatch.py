@@ -12,6 +12,7 @@ from torch.nn import functional
 from bitwright.errors import InputError
 from bitwright.formats import LowRank, QuantizedTensor, Sparse, parse
 from bitwright.runtime import (
+    REFERENCE,
     TABLE,
     ActivationQuantizer,
     ConvGeometry,
@@ -100,7 +101,7 @@ def test_every_kernel_computes_what_its_operation_says(kernel: Kernel, text: str
 
 
 def test_priority_forms_devices_and_limits_decide() -> None:
-    table = TABLE.with_kernels(DECODE)
+    table = REFERENCE.with_kernels(DECODE)
     assert table.choose(request(rows=1)).kernel is DECODE
     choice = table.choose(request(rows=8))
     assert choice.kernel.name == "linear/reference"
@@ -109,7 +110,8 @@ def test_priority_forms_devices_and_limits_decide() -> None:
     assert not DECODE.supports(request(rows=1, device="cuda"))
     assert not DECODE.supports(request(rows=1, op="conv2d"))
     assert table.choose(request(rows=1, keep_dense=True)).kernel.name == "linear/dense"
-    assert TABLE.choose(request(rows=1)).kernel.name == "linear/reference"
+    assert REFERENCE.choose(request(rows=1)).kernel.name == "linear/reference"
+    assert {kernel.name for kernel in REFERENCE.kernels} < {kernel.name for kernel in TABLE.kernels}
 
 
 def test_what_nothing_serves_is_refused_with_every_limit() -> None:
@@ -127,7 +129,7 @@ def test_what_nothing_serves_is_refused_with_every_limit() -> None:
 
 
 def test_modules_ask_their_own_table_for_every_number_of_tokens() -> None:
-    plain, mine = layer(), layer(table=TABLE.with_kernels(DECODE))
+    plain, mine = layer(table=REFERENCE), layer(table=REFERENCE.with_kernels(DECODE))
     few, many = torch.ones(3, 8), torch.ones(2, 8, 8)
     torch.testing.assert_close(mine(few), 2 * plain(few))
     assert torch.equal(mine(many), plain(many))
@@ -135,7 +137,7 @@ def test_modules_ask_their_own_table_for_every_number_of_tokens() -> None:
 
 
 def test_describe_names_the_kernel_of_every_module() -> None:
-    table = TABLE.with_kernels(DECODE)
+    table = REFERENCE.with_kernels(DECODE)
     embedding = QuantEmbedding.from_quantized(layer().quantized() or pytest.fail("no weight"))
     model = nn.Sequential(embedding, layer("nf4 b64", table), nn.ReLU(), layer("int4 g8", table))
     served = {item.path: item for item in describe(model, rows=1)}

@@ -8,14 +8,14 @@ from torch import nn
 
 from bitwright.jobs.result import ModuleResult
 from bitwright.runtime.install import install
-from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.kernels.table import REFERENCE
 from bitwright.runtime.manifest import Manifest, ModuleEntry
 from bitwright.runtime.online import run_online
 from bitwright.stages.transforms import OnlineOperation
 
 
 def install_module(root: nn.Module, result: ModuleResult, *, cache_weights: bool) -> None:
-    """Replace the module at ``result.path`` by its quantized form.
+    """Replace the module at ``result.path`` by its quantized form, which runs by definition.
 
     Installing again over a quantized module needs the float one (its geometry), which is therefore kept beside the
     quantized one until the unit is finished; see :func:`forget_float`.
@@ -35,7 +35,7 @@ def install_module(root: nn.Module, result: ModuleResult, *, cache_weights: bool
         parent, _, leaf = result.path.rpartition(".")
         setattr(root.get_submodule(parent), leaf, kept)
         source = kept
-    install(root, Manifest({result.path: entry}), tensors, cache_weights=cache_weights)
+    install(root, Manifest({result.path: entry}), tensors, cache_weights=cache_weights, table=REFERENCE)
     # A plain attribute, not a submodule: the float module must not appear among the model's parameters.
     root.get_submodule(result.path).__dict__["float_source"] = source
 
@@ -62,5 +62,5 @@ def install_online(root: nn.Module, path: str, operations: Sequence[OnlineOperat
     if earlier is not None:
         earlier.remove()
     kept = tuple(operations)
-    handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, TABLE), *args[1:]))
+    handle = module.register_forward_pre_hook(lambda _, args: (run_online(args[0], kept, REFERENCE), *args[1:]))
     module.__dict__["bitwright_online"] = handle

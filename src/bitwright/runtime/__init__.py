@@ -6,12 +6,13 @@ from bitwright.runtime.dispatch import Kernel, Request, Table, UnsupportedError
 from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.install import install
-from bitwright.runtime.kernels.table import TABLE
+from bitwright.runtime.kernels.table import REFERENCE, TABLE
 from bitwright.runtime.linear import QuantLinear
 from bitwright.runtime.manifest import Manifest, read_manifest
 from bitwright.runtime.module import Options, QuantModule, describe
 
 __all__ = [
+    "REFERENCE",
     "TABLE",
     "ActivationQuantizer",
     "ConvGeometry",
