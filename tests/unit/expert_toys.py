@@ -25,6 +25,11 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "GraniteMoe": {"num_local_experts": 4},
     "Llama4": {"num_local_experts": 4, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32},
+    "Dbrx": {
+        "d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32, "hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
 }  # fmt: skip
 NAMES = tuple(_OWN)
 

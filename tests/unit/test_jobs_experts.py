@@ -88,7 +88,7 @@ def test_every_family_is_coded_written_and_read_back(name: str, folders: dict[st
     written = Checkpoint.open(tmp_path / "out")
     assert sum(info.bytes for info in written.tensors.values()) == planned.bytes
     stacks = {path for path in result.coded if ".experts." in path}
-    assert len(stacks) == 8
+    assert len(stacks) == (12 if name == "Dbrx" else 8)
     assert not any("router" in path or path.endswith(".gate") for path in result.coded)
     source = Checkpoint.open(folders[name])
     kept = [key for key in source.tensors if key in written.tensors]

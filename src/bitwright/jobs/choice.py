@@ -13,6 +13,9 @@ from bitwright.stages.ranges.activation import InputMinMax
 from bitwright.stages.site import Rule, Target, select
 from bitwright.statistics import Statistic
 
+# Weights per channel below which the scales of a one-dimensional depthwise convolution weigh as much as its codes save.
+FEW = 8
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,14 +50,26 @@ def choose(recipe: Recipe, structure: Structure) -> dict[str, Choice]:
         if (weight is not None or taken is not None) and not site.whole:
             weight = taken = None
             reason = "its module does more than the product, so no quantized layer can take its place"
-        if (weight is not None or taken is not None) and site.kind == "conv" and site.axes not in (0, 2):
+        refused = _unlike_any_layer(site) if weight is not None or taken is not None else ""
+        if refused:
             weight = taken = None
-            reason = f"a convolution along {site.axes} axis; the runtime has layers for convolutions along two"
+            reason = refused
         found[site.path] = Choice(site, weight, taken, reason)
     for path, other in _tied_to_float(found, structure).items():
         reason = f"tied to {other}, which stays float"
         found[path] = replace(found[path], weight=None, reason=reason, held_back=True)
     return found
+
+
+def _unlike_any_layer(site: WeightSite) -> str:
+    """Why a convolution keeps its weight, or nothing."""
+    if site.kind != "conv" or site.axes in (0, 2):
+        return ""
+    if site.axes != 1:
+        return f"a convolution along {site.axes} axes; the runtime has layers for convolutions along one or two"
+    if site.groups > 1 and site.shape[1] < FEW:
+        return f"a convolution along one axis with {site.shape[1]} weights per channel, hardly more than a scale"
+    return ""
 
 
 def _tied_to_float(choices: Mapping[str, Choice], structure: Structure) -> dict[str, str]:

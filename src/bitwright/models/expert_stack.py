@@ -1,11 +1,11 @@
 """Experts that a model keeps in one three-dimensional parameter, opened into one layer per expert.
 
 A fused parameter ``[experts, out, in]`` (or ``[experts, in, out]``) is replaced by an :class:`ExpertStack`, a module of
-the same name whose children ``0, 1, ...`` are linear layers. The model's own code stays: what it does with the
-parameter (``linear(x, W[e])``, ``x @ W[e]``, ``bmm(x, W)``) is recognised by torch's function protocol and becomes a
-call of the expert's layer, so that hooks, quantized layers, input quantizers and online operations work per expert as
-they do everywhere else. Whatever is not recognised gets the dense tensor, made new each time: slower, never wrong for
-weights that are quantized alone.
+the same name whose children ``0, 1, ...`` are linear layers. Some libraries keep it flat, ``[experts * out, in]``, and
+view it as a stack when they use it. The model's own code stays: what it does with the parameter (``linear(x, W[e])``,
+``x @ W[e]``, ``bmm(x, W)``) is recognised by torch's function protocol and becomes a call of the expert's layer, so that
+hooks, quantized layers, input quantizers and online operations work per expert as they do everywhere else. Whatever is
+not recognised gets the dense tensor, made new each time: slower, never wrong for weights that are quantized alone.
 """
 
 from __future__ import annotations
@@ -114,18 +114,21 @@ class ExpertStack(nn.Module):
         InputError: for an index outside of the experts.
     """
 
-    def __init__(self, experts: Iterable[nn.Module], transposed: bool) -> None:
+    def __init__(self, experts: Iterable[nn.Module], transposed: bool, flat: bool = False) -> None:
         super().__init__()
         for number, expert in enumerate(experts):
             self.add_module(str(number), expert)
         self.transposed = transposed
+        self.flat = flat  # the parameter has two axes, the experts one below the other
         # transformers must not draw new values for what it finds here in place of a parameter.
         self._is_hf_initialized = True
 
     @classmethod
-    def of(cls, parameter: Tensor, transposed: bool) -> ExpertStack:
+    def of(cls, parameter: Tensor, transposed: bool, experts: int) -> ExpertStack:
         """Open a parameter; the layers look into its memory."""
-        return cls((ExpertLinear(parameter.detach()[e], transposed) for e in range(parameter.shape[0])), transposed)
+        flat = parameter.dim() == 2
+        stack = parameter.detach().unflatten(0, (experts, -1)) if flat else parameter.detach()
+        return cls((ExpertLinear(stack[e], transposed) for e in range(experts)), transposed, flat)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -134,7 +137,8 @@ class ExpertStack(nn.Module):
         return (self._expert(number) for number in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool):
+        one = isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool)
+        if one and not self.flat:
             return self._expert(int(index))
         return self.dense()[index]
 
@@ -149,20 +153,35 @@ class ExpertStack(nn.Module):
         if name == "device":
             return self._weight(0).device
         if name == "shape":
-            return torch.Size((len(self), *self._weight(0).shape))
+            rows, columns = self._weight(0).shape
+            return torch.Size((len(self) * rows, columns) if self.flat else (len(self), rows, columns))
         if name in ("ndim", "dim"):
-            return 3 if name == "ndim" else (lambda: 3)
-        if name in ("mT", "data"):
-            return TurnedStack(self) if name == "mT" else self
+            axes = 2 if self.flat else 3
+            return axes if name == "ndim" else (lambda: axes)
+        if name in ("view", "reshape") and self.flat:
+            return self._viewed
+        if name == "data" or (name == "mT" and not self.flat):
+            return self if name == "data" else TurnedStack(self)
         return getattr(self.dense(), name)
+
+    def _viewed(self, *shape: Any) -> Any:
+        """A flat parameter viewed as a stack of its matrices, or a dense tensor in another shape."""
+        sizes = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        rows, columns = self._weight(0).shape
+        if len(sizes) == 3 and sizes[0] in (-1, len(self)) and sizes[1] in (-1, rows) and sizes[2] in (-1, columns):
+            return ExpertStack(self.children(), self.transposed)
+        return self.dense().reshape(sizes)
 
     def transpose(self, first: int, second: int) -> Any:
         """The stack with its two matrix axes exchanged; other axes give a dense tensor."""
+        if self.flat:
+            return self.dense().transpose(first, second)
         return TurnedStack(self) if {first % 3, second % 3} == {1, 2} else self.dense().transpose(first, second)
 
     def dense(self) -> Tensor:
         """All experts as one tensor, as the parameter was."""
-        return torch.stack([self._weight(number) for number in range(len(self))])
+        matrices = [self._weight(number) for number in range(len(self))]
+        return torch.cat(matrices) if self.flat else torch.stack(matrices)
 
     def _weight(self, number: int) -> Tensor:
         weight: Tensor = self._modules[str(number)].weight  # type: ignore[union-attr, assignment]
@@ -176,7 +195,7 @@ class ExpertStack(nn.Module):
 
     def products(self, x: Tensor, flipped: bool) -> Tensor | None:
         """``bmm(x[experts, tokens, in], W)`` by the experts' layers; None where the shapes say something else."""
-        if x.ndim != 3 or x.shape[0] != len(self) or self.transposed == flipped:
+        if self.flat or x.ndim != 3 or x.shape[0] != len(self) or self.transposed == flipped:
             return None
         return torch.stack([self._expert(e, flipped).product(x[e]) for e in range(len(self))])
 

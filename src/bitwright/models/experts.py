@@ -39,6 +39,8 @@ _MOVES = frozenset({
     "to", "float", "type", "type_as", "contiguous", "clone", "detach", "half", "bfloat16", "double", "T", "mT", "t",
     "transpose", "permute", "data",
 })  # fmt: skip
+# What makes three axes of two.
+_VIEWS = frozenset({"view", "reshape", "unflatten"})
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def open_experts(model: Model, example: Any = None) -> tuple[FusedWeight, ...]:
     Where the library offers several implementations of its experts, the plain one (a loop over experts) is chosen: the
     others call no expert by itself. A run of shapes finds them where it can be made; it reads no weight.
     """
-    if not any(p.dim() == 3 for p in model.module.parameters()):
+    if not any(_may_be_stack(name, p) for name, p in model.module.named_parameters()):
         return ()
     example = on_device_of(model.module, example_inputs(model.module) if example is None else shrunk(example))
     run = record_shapes(model, example)
@@ -86,9 +88,18 @@ def open_experts(model: Model, example: Any = None) -> tuple[FusedWeight, ...]:
     return found
 
 
+def _may_be_stack(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is worth a run to see what is done with the parameter: a plain layer's weight has two axes."""
+    return parameter.dim() == 3 or (parameter.dim() == 2 and not name.endswith("weight"))
+
+
 def find_fused(module: nn.Module, run: Run) -> tuple[FusedWeight, ...]:
-    """The three-dimensional parameters whose matrices are weights of products, in order of use."""
+    """The parameters whose matrices are weights of products, in order of use.
+
+    They have three axes, or two of which the run makes three.
+    """
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if p.dim() == 3 and p.is_contiguous()}
+    shapes.update(_flat_stacks(module, run))
     held = {key: name for key, name in run.constants.items() if name in shapes}
     seen: dict[str, set[bool]] = {}
     for op in run.ops:
@@ -108,9 +119,23 @@ def find_fused(module: nn.Module, run: Run) -> tuple[FusedWeight, ...]:
     return tuple(found)
 
 
+def _flat_stacks(module: nn.Module, run: Run) -> dict[str, tuple[int, ...]]:
+    """Shapes in which the run views parameters of two axes as several matrices, one below the other."""
+    plain = {name for name, p in module.named_parameters() if p.dim() == 2 and p.is_contiguous()}
+    found: dict[str, tuple[int, ...]] = {}
+    for op in run.ops:
+        if op.name not in _VIEWS or not op.inputs:
+            continue
+        name, stored = run.constants.get(op.inputs[0][1].key, ""), op.inputs[0][1].shape
+        for ref in op.outputs if name in plain and len(stored) == 2 else ():
+            if len(ref.shape) == 3 and ref.shape[0] > 1 and ref.shape[2] == stored[1]:
+                found[name] = ref.shape
+    return found
+
+
 def _handed_on(op: Op, held: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The stack whose matrices the operation's output still is."""
-    if not op.inputs or (op.name not in _CUTS and op.name not in _MOVES):
+    if not op.inputs or op.name not in _CUTS | _MOVES | _VIEWS:
         return None
     return held.get(op.inputs[0][1].key)
 
@@ -136,7 +161,7 @@ def _is_turned(ref: Ref, stored: tuple[int, ...]) -> bool:
 def open_stacks(model: Model, found: Sequence[FusedWeight]) -> None:
     """Put a module of layers in the place of every fused parameter; parameters without memory stay without."""
     for fused in found:
-        put_stack(model.module, fused.path, fused.transposed)
+        put_stack(model.module, fused.path, fused.transposed, fused.experts)
     if found:
         eager_experts(model.module)
         model.experts = tuple(found)
@@ -144,12 +169,12 @@ def open_stacks(model: Model, found: Sequence[FusedWeight]) -> None:
             model.names = opened_names(model.names, found)
 
 
-def put_stack(module: nn.Module, path: str, transposed: bool) -> ExpertStack:
+def put_stack(module: nn.Module, path: str, transposed: bool, experts: int) -> ExpertStack:
     """Replace the parameter ``path`` by its experts' layers, which look into its memory."""
     parent, _, leaf = path.rpartition(".")
     owner = module.get_submodule(parent)
     parameter = owner.get_parameter(leaf)
-    stack = ExpertStack.of(parameter, transposed)
+    stack = ExpertStack.of(parameter, transposed, experts)
     delattr(owner, leaf)
     owner.add_module(leaf, stack)
     return stack
@@ -167,7 +192,7 @@ def opened_names(names: NameMap, found: Sequence[FusedWeight]) -> NameMap:
         if source is None:
             continue
         for expert, name in enumerate(fused.names()):
-            sources[name] = _expert_source(source, expert, fused.experts)
+            sources[name] = replace(_expert_source(source, expert, fused.experts), parts=fused.experts)
     return replace(names, sources=sources)
 
 

@@ -25,7 +25,8 @@ Shape = tuple[int, ...]
 class Source:
     """Stored tensors behind one parameter: one key, or several keys and the library's own conversion.
 
-    ``part``: the parameter is this slice of the first axis of what they make (one expert of a stack).
+    ``part``: the parameter is this slice of the first axis of what they make (one expert of a stack), or of ``parts``
+    slices where the stack rests flat, as a matrix.
     """
 
     keys: tuple[str, ...]
@@ -33,6 +34,7 @@ class Source:
     converter: Any = None
     target: str = ""
     part: int | None = None
+    parts: int = 0
 
     @property
     def plain(self) -> bool:
@@ -124,7 +126,7 @@ def read_source(source: Source, load: Callable[[str], torch.Tensor], module: nn.
     """The tensors that a source yields, by parameter name ("" for the plain case of one key)."""
     if source.converter is None:
         stored = load(source.keys[0])
-        return {"": stored if source.part is None else stored[source.part]}
+        return {"": stored if source.part is None else _stacked(stored, source)[source.part]}
     converter = copy.deepcopy(source.converter)
     for key, pattern in zip(source.keys, source.patterns, strict=True):
         converter.add_tensor(source.target, key, pattern, _later(load, key))
@@ -133,8 +135,13 @@ def read_source(source: Source, load: Callable[[str], torch.Tensor], module: nn.
     if source.part is None:
         return made
     # A conversion of a whole stack is made once for all of its experts.
-    experts = enumerate(made[source.target])
+    experts = enumerate(_stacked(made[source.target], source))
     return {"" if e == source.part else f"{source.target}.{e}.weight": expert for e, expert in experts}
+
+
+def _stacked(stored: torch.Tensor, source: Source) -> torch.Tensor:
+    """What a source makes with an axis for its parts."""
+    return stored.unflatten(0, (source.parts, -1)) if stored.dim() == 2 and source.parts else stored
 
 
 @dataclass(frozen=True)

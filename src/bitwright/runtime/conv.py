@@ -1,4 +1,4 @@
-"""Two-dimensional convolutions on packed weights."""
+"""Convolutions along one and two axes on packed weights."""
 
 from __future__ import annotations
 
@@ -98,3 +98,39 @@ class QuantConv2d(QuantModule):
         choice, prepared = self.kernel_for(x, x.dtype, rows)
         y: Tensor = choice.kernel.run(x, prepared, self.bias, quantizer, self.geometry)
         return y
+
+
+class QuantConv1d(QuantConv2d):
+    """A convolution of ``x[batch, channels, length]``: one along two axes whose kernel is ``1 x k``.
+
+    The weight is stored as ``[out, in / groups * k]``, or ``[out, in / groups, k]`` where only the input is quantized.
+    """
+
+    @property
+    def stride(self) -> tuple[int, ...]:  # type: ignore[override]
+        """As of the float layer."""
+        return self.geometry.stride[1:]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:  # type: ignore[override]
+        """As of the float layer."""
+        return self.geometry.kernel_size[1:]
+
+    @property
+    def dilation(self) -> tuple[int, ...]:  # type: ignore[override]
+        """As of the float layer."""
+        return self.geometry.dilation[1:]
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:  # type: ignore[override]
+        """As of the float layer."""
+        padding = self.geometry.padding
+        return padding if isinstance(padding, str) else padding[1:]
+
+    def replaced_weight(self) -> Tensor:
+        """The float weight ``[out, in / groups, k]``."""
+        return super().replaced_weight().squeeze(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[batch, out, length']`` in the dtype of x."""
+        return super().forward(x.unsqueeze(-2)).squeeze(-2)

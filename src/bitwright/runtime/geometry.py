@@ -16,7 +16,10 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """The attributes of a two-dimensional convolution; ``padding`` is a pair or ``same`` / ``valid``."""
+    """The attributes of a two-dimensional convolution; ``padding`` is a pair or ``same`` / ``valid``.
+
+    One along a single axis has a kernel of height 1.
+    """
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -26,13 +29,13 @@ class ConvGeometry:
     padding_mode: str = "zeros"
 
     @classmethod
-    def of(cls, source: nn.Conv2d) -> ConvGeometry:
+    def of(cls, source: nn.Conv1d | nn.Conv2d) -> ConvGeometry:
         """Read the attributes of a float convolution."""
         return cls(
-            kernel_size=_pair(source.kernel_size),
-            stride=_pair(source.stride),
-            padding=source.padding if isinstance(source.padding, str) else _pair(source.padding),
-            dilation=_pair(source.dilation),
+            kernel_size=_pair(source.kernel_size, 1),
+            stride=_pair(source.stride, 1),
+            padding=source.padding if isinstance(source.padding, str) else _pair(source.padding, 0),
+            dilation=_pair(source.dilation, 1),
             groups=source.groups,
             padding_mode=source.padding_mode,
         )
@@ -75,5 +78,8 @@ class ConvGeometry:
         return border
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _pair(value: int | tuple[int, ...], first: int) -> tuple[int, int]:
+    """Sizes along two axes; ``first`` is that of the axis that a convolution along one does not have."""
+    if isinstance(value, int):
+        return value, value
+    return (first, value[0]) if len(value) == 1 else (value[0], value[1])

@@ -11,7 +11,7 @@ from bitwright.errors import InputError
 from bitwright.formats.saving import check_tensors
 from bitwright.models.experts import eager_experts, is_expert_layer, put_stack
 from bitwright.runtime.activation import ActivationQuantizer, is_static, static_size
-from bitwright.runtime.conv import QuantConv2d
+from bitwright.runtime.conv import QuantConv1d, QuantConv2d
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.geometry import ConvGeometry
@@ -94,9 +94,10 @@ def _make(
         return QuantEmbedding(weight, entry.weight, shape, options=options)
     made: QuantModule
     if entry.kind == "conv":
-        if not isinstance(source, nn.Conv2d):
-            raise InputError(f"{path} is a {type(source).__name__}; only Conv2d modules can run as convolutions")
-        made = QuantConv2d(weight, entry.weight, shape, bias, ConvGeometry.of(source), options=options)
+        if not isinstance(source, nn.Conv1d | nn.Conv2d):
+            raise InputError(f"{path} is a {type(source).__name__}; only Conv1d and Conv2d modules run as convolutions")
+        kind = QuantConv1d if isinstance(source, nn.Conv1d) else QuantConv2d
+        made = kind(weight, entry.weight, shape, bias, ConvGeometry.of(source), options=options)
     else:
         made = QuantLinear(weight, entry.weight, shape, bias, options=options)
         made.transposed = entry.transposed
