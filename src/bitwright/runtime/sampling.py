@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitwright.errors import CheckError, InputError
 
-FEW = 256
-"""Tokens that are sorted first when the likeliest ones of a vocabulary are wanted."""
-ROUNDING = 1e-9
+FEW = 512
+"""Tokens that are looked at first when the likeliest ones of a vocabulary are wanted."""
+ROUNDING = 1e-6
 """A sum of probabilities reaches a number that it misses by less."""
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Below the first temperature only the likeliest token is left; above the second nobody asks for anything."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("temperature", 0 <= self.temperature < math.inf, "a number that is not negative"),
+            ("temperature", 0 <= self.temperature <= HOTTEST, f"between 0 and {HOTTEST:.0f}"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
@@ -89,13 +92,13 @@ class Sampler:
             CheckError: if the logits are not numbers.
         """
         wanted = self.sampling
-        scores = logits.double()
+        scores = logits.float()
         if not math.isfinite(float(scores.max())):
             raise CheckError("the model's logits are not numbers; its weights are damaged, or too coarse for it")
         scores = add_bias(scores, wanted.logit_bias)
         scores = penalize_repetition(scores, sorted(self._seen), wanted.repetition_penalty)
         scores = penalize_counts(scores, self._counts, wanted.presence_penalty, wanted.frequency_penalty)
-        token = int(scores.argmax()) if wanted.temperature == 0 else self._draw(scores)
+        token = int(scores.argmax()) if wanted.temperature < COLDEST else self._draw(scores)
         self._counts[token] += 1
         if wanted.repetition_penalty != 1:
             self._seen.add(token)
@@ -106,9 +109,7 @@ class Sampler:
         # The likeliest token is at 0: however small the temperature is, nothing overflows upward.
         scores = (scores - scores.max()) / wanted.temperature
         scores = keep_min_p(keep_top_p(keep_top_k(scores, wanted.top_k), wanted.top_p), wanted.min_p)
-        kept = (scores > -math.inf).nonzero().flatten()
-        place = torch.multinomial(scores[kept].softmax(dim=0), 1, generator=self._random)
-        return int(kept[place])
+        return draw_from(scores, self._random)
 
 
 def add_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
@@ -152,19 +153,17 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Leave the fewest likeliest tokens whose probabilities reach ``p``, and those as likely as the last of them.
 
-    A whole vocabulary is sorted only where its head does not reach ``p``.
+    The whole vocabulary is sorted only where its likeliest tokens do not reach ``p``.
     """
     if p >= 1:
         return logits
-    total = logits.logsumexp(dim=0)
-    count = min(FEW, len(logits))
-    while True:
-        head = logits.topk(count).values
-        sums = (head - total).exp().cumsum(dim=0)
-        needed = int((sums < p - ROUNDING).sum()) + 1
-        if needed <= count or count == len(logits):
-            return _from(logits, head[min(needed, count) - 1])
-        count = min(16 * count, len(logits))
+    shares = logits.softmax(dim=0)
+    for count in {min(FEW, len(shares)): None, len(shares): None}:
+        falling = shares.topk(count).values if count < len(shares) else _sorted(shares)
+        reached = falling.cumsum(dim=0, dtype=torch.float64) >= p - ROUNDING
+        if bool(reached[-1]):
+            return logits.masked_fill(shares < falling[int(reached.int().argmax())], -math.inf)
+    return logits
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -172,11 +171,26 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits if p == 0 else _from(logits, logits.max() + math.log(p))
 
 
+def draw_from(logits: Tensor, random: torch.Generator) -> int:
+    """Draw a token with the probabilities ``softmax(logits)``, by one uniform number."""
+    sums = (logits - logits.max()).exp().cumsum(dim=0, dtype=torch.float64)
+    total = sums[-1]
+    place = torch.rand((), dtype=torch.float64, generator=random) * total
+    # Rounding must not reach the end, where tokens without any probability may stand.
+    place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))
+    return int(torch.searchsorted(sums, place, right=True))
+
+
 def log_probabilities(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
     """The logarithm of a token's probability (natural), and the ``count`` likeliest tokens with theirs."""
-    scores = logits.double().log_softmax(dim=0)
+    scores = logits.float().log_softmax(dim=0)
     top = scores.topk(min(count, len(scores)))
     return float(scores[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Values, the largest first; numpy sorts floats several times faster than torch does."""
+    return torch.from_numpy(np.sort(values.numpy())[::-1].copy())
 
 
 def _from(logits: Tensor, least: Tensor) -> Tensor:

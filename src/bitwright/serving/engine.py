@@ -149,14 +149,18 @@ class Engine:
             self._thread.join(timeout=10)
 
     def _work(self) -> None:
-        while self._admit():
+        try:
+            while self._admit():
+                for ticket in list(self._running):
+                    if self._closing:
+                        break
+                    self._advance(ticket)
+        finally:
+            # Also after an error of our own: nobody waits for a thread that has ended.
+            self.drain(0.0)
             for ticket in list(self._running):
-                if self._closing:
-                    break
-                self._advance(ticket)
-        for ticket in list(self._running):
-            self._end(ticket, ClosedError(_STOPPING), keep=False)
-        self._slots.clear()
+                self._end(ticket, ClosedError(_STOPPING), keep=False)
+            self._slots.clear()
 
     def _admit(self) -> bool:
         """Wait for work and let wishes in while there is room; false when all is over."""
@@ -200,11 +204,8 @@ class Engine:
         with self._change:
             self._running.remove(ticket)
         decoder, ticket.decoder, ticket.pieces = ticket.decoder, None, None
-        if decoder is not None:
-            if keep:
-                self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn))
-            else:
-                decoder.crop(0)
+        if decoder is not None and keep:
+            self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn))
         if last is not None:
             _deliver(ticket, last)
 
