@@ -204,10 +204,10 @@ class Engine:
         with self._change:
             self._running.remove(ticket)
         decoder, ticket.decoder, ticket.pieces = ticket.decoder, None, None
-        if decoder is not None and keep:
-            self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn))
         if last is not None:
             _deliver(ticket, last)
+        if decoder is not None and keep:
+            self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn))
 
 
 def _deliver(ticket: Ticket, item: Piece | BaseException) -> None:
