@@ -72,10 +72,10 @@ void panel(const Weight& weight, const FloatRows& x, const uint8_t* bytes, int64
   unroll<rows>([&](auto r) { here[r] = zero_f32(); });
   block_sums<rows>(weight, bytes, x.values + place * weight.block, tile, group, here);
   const TileScales scales(weight, tile);
-  const F32x16 scale = scales.scale(group);
+  const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
+  const bool affine = weight.levels == Levels::affine;
   unroll<rows>([&](auto r) {
-    const bool affine = weight.levels == Levels::affine;
-    const F32x16 value = affine ? scales.centred(here[r], group, x.sums[place + r]) : here[r];
+    const F32x16 value = affine ? fma(minus_zero, splat(x.sums[place + r]), here[r]) : here[r];
     store(sums + r * kRows, fma(scale, value, load(sums + r * kRows)));
   });
 }

@@ -19,10 +19,13 @@ namespace {
 constexpr int64_t kChunkBytes = 48 * 1024;
 // Bytes ahead of the present vector that are asked for: past what the hardware prefetcher sees across pages.
 constexpr int64_t kAhead = 4096;
+// The size of a block that has loops of its own.
+constexpr int kCommonBlock = 128;
 
 // Adds the products of one plane to total[row].
-template <int width, int offset, int rows>
-inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block, I32x16 (&total)[rows]) {
+template <int width, int offset, int rows, int known>
+inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x16 (&total)[rows]) {
+  const int block = known ? known : block_;
   constexpr int fields = 8 / width;
   constexpr bool in_place = kFieldsInPlace && fields * rows <= 16;
   // Two sets where a single chain of dependent sums would be slower than memory.
@@ -64,7 +67,8 @@ inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block, I32x16
   return w + static_cast<int64_t>(vectors) * kVector;
 }
 
-template <int bits, int rows>
+// The products of one tile with `rows` rows; `known` is the size of a block where it is the common one, else 0.
+template <int bits, int rows, int known>
 void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t first_row, int64_t tile) {
   const TileScales scales(weight, tile);
   const uint8_t* w = weight.codes + tile * weight.tile_bytes();
@@ -75,23 +79,23 @@ void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, 
     I32x16 total[rows];
     unroll<rows>([&](auto r) { total[r] = zero_i32(); });
     each_plane<bits>([&](auto width, auto offset) {
-      w = plane<width, offset, rows>(w, x.codes + place * weight.block, weight.block, total);
+      w = plane<width, offset, rows, known>(w, x.codes + place * weight.block, weight.block, total);
     });
-    const F32x16 scale = scales.scale(group);
+    const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
     unroll<rows>([&](auto r) {
-      const F32x16 value = scales.centred(total[r], group, x.sums[place + r]);
+      const F32x16 value = fma(minus_zero, splat(static_cast<float>(x.sums[place + r])), to_f32(total[r]));
       sums[r] = fma(mul(scale, splat(x.scale[place + r])), value, sums[r]);
     });
   }
   unroll<rows>([&](auto r) { write(y, weight.out, first_row + r, tile, sums[r]); });
 }
 
-template <int bits>
+template <int bits, int known>
 void decode_rows(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   int64_t row = 0;
-  for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4>(weight, x, y, row, tile);
-  if (x.rows - row >= 2) decode_tile<bits, 2>(weight, x, y, row, tile), row += 2;
-  if (x.rows - row >= 1) decode_tile<bits, 1>(weight, x, y, row, tile);
+  for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4, known>(weight, x, y, row, tile);
+  if (x.rows - row >= 2) decode_tile<bits, 2, known>(weight, x, y, row, tile), row += 2;
+  if (x.rows - row >= 1) decode_tile<bits, 1, known>(weight, x, y, row, tile);
 }
 
 constexpr int kTiles = 2;    // tiles that a prompt's kernel holds in registers
@@ -120,13 +124,18 @@ inline void panel_block(const Weight& weight, const QuantizedRows& x, const Pane
       unroll<tiles>([&](auto t) { acc[r][t] = dot<255>(acc[r][t], w[t], codes + r * weight.block + 4 * q); });
     });
   }
+  float row_scale[rows], row_sum[rows];
+  for (int r = 0; r < rows; ++r) {
+    row_scale[r] = x.scale[place + r];
+    row_sum[r] = static_cast<float>(x.sums[place + r]);
+  }
   unroll<tiles>([&](auto t) {
     const TileScales scales(weight, panel.tile + t);
-    const F32x16 scale = scales.scale(group);
+    const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
     unroll<rows>([&](auto r) {
-      const F32x16 value = scales.centred(acc[r][t], group, x.sums[place + r]);
+      const F32x16 value = fma(minus_zero, splat(row_sum[r]), to_f32(acc[r][t]));
       float* sum = sums + (r * tiles + t) * kRows;
-      store(sum, fma(mul(scale, splat(x.scale[place + r])), value, load(sum)));
+      store(sum, fma(mul(scale, splat(row_scale[r])), value, load(sum)));
     });
   });
 }
@@ -176,7 +185,9 @@ void run(const Weight& weight, const QuantizedRows& x, const Output& y, int thre
     const int64_t step = std::clamp<int64_t>(kChunkBytes / weight.tile_bytes(), 1, even);
     parallel_for(threads, (tiles + step - 1) / step, [&](int64_t chunk, int) {
       const int64_t stop = std::min(tiles, (chunk + 1) * step);
-      for (int64_t tile = chunk * step; tile < stop; ++tile) decode_rows<bits>(weight, x, y, tile);
+      for (int64_t tile = chunk * step; tile < stop; ++tile)
+        weight.block == kCommonBlock ? decode_rows<bits, kCommonBlock>(weight, x, y, tile)
+                                     : decode_rows<bits, 0>(weight, x, y, tile);
     });
     return;
   }
