@@ -10,7 +10,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from bitwright.runtime.kernels.triton.decode import level, operand, stored_scale, tile_codes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def coded_linear(
     x_ptr,
     codes_ptr,
@@ -99,7 +99,7 @@ def coded_linear(
     tl.store(target, sums, mask=token_ok[:, None] & row_ok[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def add_splits(
     sums_ptr, bias_ptr, y_ptr, tokens, out,
     SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,

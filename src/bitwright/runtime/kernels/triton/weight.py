@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -125,6 +126,7 @@ def tile_weight(term: Codes) -> TileWeight:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def levels_of(fmt: Format, device: torch.device) -> Levels:
     """Return how the codes of a format become levels."""
     grid = fmt.grid

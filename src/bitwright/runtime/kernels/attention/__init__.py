@@ -1,0 +1,1 @@
+"""Implementations of the attention operation over coded keys and values; each file defines ``KERNEL``."""
