@@ -49,20 +49,47 @@ class Trials:
         if "input_ids" in self.names and self._vocabulary():
             yield from self._text()
         if "pixel_values" in self.names and self.main != "input_ids":
+            if "spatial_shapes" in self.names:
+                yield from self._image_arguments()
             yield from self._with_decoder({"pixel_values": image} for image in self._images())
             if "input_ids" in self.names and self._vocabulary():
                 yield from ({"input_ids": self._ids(), "pixel_values": image} for image in self._images())
         for name in ("input_features", "input_values"):
             if name in self.names and self.main in (name, "input_ids"):
                 yield from self._with_decoder({name: sound} for sound in self._sounds(name))
+        yield from self._together()
+
+    def _together(self) -> Iterator[Batch]:
+        """Text with images or sounds, for models that refuse one without the other."""
+        if "input_ids" not in self.names or not self._vocabulary():
+            return
+        parts: list[Batch] = []
+        if "pixel_values" in self.names:
+            parts += self._image_arguments()
+        for name in ("input_features", "input_values"):
+            if name in self.names:
+                parts += ({name: sound} for sound in self._sounds(name))
+        for text in self._text():
+            yield from ({**text, **part} for part in parts)
 
     def _text(self) -> Iterator[Batch]:
         batch: Batch = {"input_ids": self._ids()}
         if "qformer_input_ids" in self.names:
             batch["qformer_input_ids"] = self._ids()
+        if "image_attention_mask" in self.names:
+            batch["image_attention_mask"] = torch.ones(ROWS, self.tokens, 1).long()
         if "decoder_input_ids" in self.names:
             yield {**batch, "decoder_input_ids": self._ids()}
         yield batch
+        if "bbox" in self.names:
+            boxes = torch.rand(ROWS, self.tokens, 4, generator=self.generator).sort(-1).values
+            if "decoder_input_ids" in self.names:
+                yield {**batch, "bbox": boxes, "decoder_input_ids": self._ids()}
+            yield {**batch, "bbox": boxes}
+        books = next((n for c in (self.config, self._part("decoder")) if (n := getattr(c, "num_codebooks", 0))), 0)
+        if books:  # several tokens at a time: as rows, or side by side with the one of the text
+            yield {"input_ids": self._ids().repeat(books, 1)}
+            yield {"input_ids": self._ids().unsqueeze(-1).repeat(1, 1, books + 1)}
         if "attention_mask" in self.names:
             yield {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
@@ -104,6 +131,15 @@ class Trials:
             grid = torch.tensor([[1, 4, 4]] * ROWS)
             yield {"pixel_values": self._random(ROWS * 16, width), "image_grid_thw": grid}
             return
+        if "spatial_shapes" in self.names:
+            width = self._channels(vision) * int(getattr(vision, "patch_size", 8)) ** 2
+            mask = torch.ones(ROWS, 16).long()
+            shapes = torch.tensor([[4, 4]] * ROWS)
+            yield {
+                "pixel_values": self._random(ROWS, 16, width),
+                "pixel_attention_mask": mask,
+                "spatial_shapes": shapes,
+            }
         sizes = {"image_sizes": torch.tensor([[self._side(vision)] * 2] * ROWS)} if "image_sizes" in self.names else {}
         for image in self._images():
             yield {"pixel_values": image, **sizes}
@@ -119,7 +155,8 @@ class Trials:
 
     def _sounds(self, name: str) -> Iterator[Tensor]:
         part = self._part("audio_config", "encoder_config", "encoder")
-        named = ("num_mel_bins", "input_feat_per_channel", "feature_size", "n_mels", "input_channels", "mel_bins")
+        named = ("num_mel_bins", "input_feat_per_channel", "feature_size", "n_mels", "input_channels", "mel_bins",
+                 "feature_projection_input_dim")  # fmt: skip
         bins = next((v for key in named if isinstance(v := getattr(part, key, None), int)), 80)
         length = int(getattr(part, "max_source_positions", 0) or 0)
         frames = 2 * length if 0 < length <= 256 else 64

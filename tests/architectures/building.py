@@ -46,15 +46,22 @@ def build(entry: Entry, seed: int = 0) -> Built:
     reasons: list[str] = []
     names = set(getattr(config_class, "__dataclass_fields__", ()))
     fixed: dict[str, Any] = {"is_decoder": True} if entry.mapping == "causal" and "is_decoder" in names else {}
-    for strategy in STRATEGIES:
+    sections: dict[tuple[int, ...], int] = {}
+    waiting = list(reversed(STRATEGIES))
+    for _ in range(4 * len(STRATEGIES)):
+        if not waiting:
+            break
+        strategy = waiting.pop()
         try:
             with quiet():
-                module = _module(model_class, config_class, strategy, seed, fixed)
+                module = _module(model_class, config_class, strategy, seed, fixed, sections)
         except Exception as error:
-            demanded = re.search(r"(\w+) must be (\d+), got", str(error))
-            if demanded is not None and demanded[1] in names:
-                fixed[demanded[1]] = int(demanded[2])
+            demanded = demands(str(error))
             reasons.append(_said("building", error))
+            if demanded.items() <= fixed.items():
+                continue
+            fixed.update(demanded)
+            waiting.append(strategy)
             continue
         trials = Trials(module, seed)
         for batch in trials:
@@ -64,6 +71,11 @@ def build(entry: Entry, seed: int = 0) -> Built:
             except Exception as error:
                 reasons.append(_said("running", error))
                 trials.said(str(error))
+                parted = _parted(str(error))
+                if parted is not None and parted[0] not in sections:
+                    sections[parted[0]] = parted[1]
+                    waiting.append(strategy)
+                    break
                 continue
             if all(bool(torch.isfinite(t).all()) for t in flat_tensors(output) if t.is_floating_point()):
                 return Built(module, batch, strategy)
@@ -73,8 +85,50 @@ def build(entry: Entry, seed: int = 0) -> Built:
     raise NotBuilt(first if first == last else f"{first}; at last {last}")
 
 
-def _module(model_class: Any, config_class: type, strategy: Strategy, seed: int, fixed: dict[str, Any]) -> nn.Module:
+def demands(message: str) -> dict[str, Any]:
+    """What a config's own check demands of a field, by the words in which such checks are written.
+
+    ``*.name`` is meant wherever the field is.
+    """
+    number = r"`?([\w.]+)`? \(\d+\) must %s `?[\w.]+`? \((\d+)\)"
+    found = re.search(r"(\w+) must be (\d+), got", message) or re.search(r"requires (\w+)=(\d+)", message)
+    found = found or re.search(number % "(?:match|be divisible by|equal)", message)
+    found = found or re.search(r"`([\w.]+)` must be a multiple of [^(]*\((\d+)\)", message)
+    smaller = re.search(number % "be smaller than", message)
+    if found is None and smaller is None:
+        return {}
+    name, value = (found[1], int(found[2])) if found is not None else (smaller[1], int(smaller[2]) // 2)
+    return {name if "." in name else f"*.{name}": value}
+
+
+def _parted(message: str) -> tuple[tuple[int, ...], int] | None:
+    """Sections that a model parts the channels of a head into, and what they have to sum up to."""
+    found = re.search(r"sum exactly to (\d+) .*got split_sizes=\[([\d, ]+)\]", message)
+    if found is None:
+        return None
+    sizes = tuple(int(size) for size in found[2].split(","))
+    half = sizes[: len(sizes) // 2]
+    return (half, int(found[1]) // 2) if half + half == sizes else (sizes, int(found[1]))
+
+
+def _resized(config: Any, sections: dict[tuple[int, ...], int]) -> None:
+    """Exchange lists of sections in every part of a config by ones in proportion that have the right sum."""
+    for part in _parts(config):
+        for value in vars(part).values():
+            for table in (value, *value.values()) if isinstance(value, dict) else ():
+                for name, item in table.items() if isinstance(table, dict) else ():
+                    if isinstance(item, list) and tuple(item) in sections:
+                        wanted = sections[tuple(item)]
+                        small = [max(1, size * wanted // sum(item)) for size in item]
+                        table[name] = [*small[:-1], wanted - sum(small[:-1])]
+
+
+def _module(
+    model_class: Any, config_class: type, strategy: Strategy, seed: int, fixed: dict[str, Any],
+    sections: dict[tuple[int, ...], int],
+) -> nn.Module:  # fmt: skip
     config = tiny_config(config_class, strategy, **fixed)
+    _resized(config, sections)
     failure: Exception | None = None
     for part in _candidates(model_class, config):
         try:

@@ -101,7 +101,7 @@ def _tiny(default: Any, strategy: Strategy, widest: int, fixed: Mapping[str, Any
         if name in nested:
             inner = _value(default, name)
             if hasattr(inner, "sub_configs"):
-                chosen[name] = _tiny(inner, strategy, widest)
+                chosen[name] = _tiny(inner, strategy, widest, _inner(fixed or {}, name))
             continue
         # A field whose default is None is worked out by the class itself from the others.
         value = field.default if field.default is not dataclasses.MISSING else _value(default, name)
@@ -113,8 +113,15 @@ def _tiny(default: Any, strategy: Strategy, widest: int, fixed: Mapping[str, Any
         if small is not None and (small != value or name in chosen):
             chosen[name] = small
     chosen.update(_specials(default, fields))
-    chosen.update(fixed or {})
+    plain = {name.removeprefix("*."): value for name, value in (fixed or {}).items()}
+    chosen.update({name: value for name, value in plain.items() if name in fields})
     return kind(**chosen)
+
+
+def _inner(fixed: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What is fixed in a part of the config: ``part.name`` there alone, ``*.name`` wherever it is a field."""
+    own = {name.removeprefix(f"{part}."): value for name, value in fixed.items() if name.startswith(f"{part}.")}
+    return {**{name: value for name, value in fixed.items() if name.startswith("*.")}, **own}
 
 
 def _layers(default: Any, strategy: Strategy) -> int:
@@ -160,6 +167,12 @@ def _filled(name: str, layers: int, default: Any) -> Any:
         return next(iter(choices), None) if choices else None
     if name.startswith("clip"):
         return 8.0
+    if name == "vocab_size":
+        return VOCABULARY
+    if name == "mlp_layer_types":
+        return ["dense", *["sparse"] * (layers - 1)]
+    if name.endswith("intermediate_size"):
+        return 64
     if name == "layer_types":
         return ["full_attention"] * layers
     if name == "rope_parameters":
@@ -222,6 +235,8 @@ def _small_number(name: str, value: int, main: int, layers: int, strategy: Strat
         (_WINDOW, lambda: value if value <= 0 else min(value, 8)),
         (re.compile(r"out_hidden_size$|adapter_out_dim$"), lambda: strategy.hidden),
         (re.compile(r"^base_channels$"), lambda: min(value, 32)),
+        (re.compile(r"^num_groups$"), lambda: min(value, 8)),
+        (re.compile(r"kernel_size$"), lambda: None if value < 32 else 9),
         (_KEPT, lambda: None if value < 64 else _scaled(value, main, strategy)),
         (_WIDTH, lambda: _scaled(value, main, strategy)),
     )

@@ -7,9 +7,12 @@ import copy
 import torch
 from torch import nn
 
+import bitwright as bw
+from bitwright.jobs.sweep import Gatherer, input_hooks
 from bitwright.models.discover import discover
 from bitwright.models.model import open_model
 from bitwright.models.residual import stream_edits
+from bitwright.statistics import TokenCount
 from tests.unit.models_toys import orthogonal, seeded
 
 
@@ -100,3 +103,51 @@ def test_a_reader_that_also_writes_and_a_tie_in_reverse() -> None:
         path, _, leaf = parameter.rpartition(".")
         setattr(turned.get_submodule(path), leaf, nn.Parameter(value))
     torch.testing.assert_close(turned(ids), module(ids), rtol=1e-4, atol=1e-4)
+
+
+class _Again(nn.Module):
+    """One layer called three times, as ALBERT does, between a table that is also a factor and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = _Soft(6, 8)
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.table(x.softmax(-1)) + self.table(torch.arange(2)).sum(0)
+        for _ in range(3):
+            x = x + self.layer(x).tanh()
+        return self.head(x)
+
+
+class _Soft(nn.Embedding):
+    """Rows for numbers, mixtures of rows for weights of a mixture."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight if x.is_floating_point() else super().forward(x)
+
+
+def test_a_layer_that_is_called_again_is_one_site_with_the_inputs_of_all_calls() -> None:
+    torch.manual_seed(0)
+    module, x = _Again(), torch.randn(4, 3, 6)
+    found = discover(open_model(module), x)
+    assert [site.path for site in found.sites] == ["table", "layer", "head"]
+    gatherer = Gatherer(module, {"layer": (TokenCount(),)})
+    with torch.no_grad(), input_hooks(module, ["layer"], gatherer):
+        module(x)
+    assert gatherer.results()["layer"][TokenCount()] == 3 * 4 * 3
+    bw.quantize(module, "gptq", [x], weights="int8 channel")
+    assert not isinstance(module.layer, nn.Linear)
+
+
+def test_a_table_that_is_a_factor_elsewhere_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    module, x = _Again(), torch.randn(4, 3, 6)
+    expected = module(x)
+    (site,) = (site for site in discover(open_model(module), x).sites if site.path == "table")
+    assert not site.whole
+    bw.quantize(module, "rtn", [x], weights="int8 channel")
+    assert type(module.table) is _Soft
+    with torch.no_grad():
+        assert float((module(x) - expected).abs().max()) < 0.05

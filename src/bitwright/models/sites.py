@@ -48,12 +48,14 @@ class Use:
 def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...]:
     """Every weight product of a recorded run, in call order (roles of heads are not set yet).
 
-    A weight that is used twice appears twice, with equal sites.
+    A weight that is used twice appears twice, with equal sites; one that is a table in one call of its module and a
+    factor in another is not ``whole``: no layer of one kind can take its place.
     """
     origins = _origins(run)
     owners = {name for name, _ in model.module.named_parameters()}
     sites: dict[str, WeightSite] = {}
     inputs: dict[int, int] = {}
+    kinds: dict[str, set[str]] = {}
     uses = []
     for op in run.ops:
         if op.name not in _PRODUCTS or not op.outputs:
@@ -63,7 +65,9 @@ def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...
             number = inputs.setdefault(use.entry.key, len(inputs))
             site = sites.setdefault(use.site.name, replace(use.site, shared_input=number))
             uses.append(replace(use, site=site))
-    return tuple(uses)
+            kinds.setdefault(site.name, set()).add(use.site.kind)
+    mixed = {name for name, found in kinds.items() if len(found) > 1}
+    return tuple(replace(u, site=replace(u.site, whole=False)) if u.site.name in mixed else u for u in uses)
 
 
 def sites_of(uses: tuple[Use, ...]) -> list[WeightSite]:
