@@ -38,6 +38,9 @@ def command(
     time_limit: Annotated[float, typer.Option(help="Seconds for one answer, waiting included.", min=0.1)] = 600.0,
     grace: Annotated[float, typer.Option(help="Seconds for running answers at the end.", min=0.0, max=3600)] = 30.0,
     prompt_cache: Annotated[str, typer.Option(help="Memory for beginnings of prompts; 0MB: none.")] = "512MB",
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="Keep float copies of the weights: for formats that no fast kernel serves.")
+    ] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -54,14 +57,15 @@ def command(
     with Output(json) as out:
         use_threads(threads)
         keys = read_keys(api_key, api_key_file)
-        limits = Limits(parallel, queue, time_limit, size(prompt_cache) or 0)
+        limits = Limits(parallel, queue, time_limit, size(prompt_cache))
         bound = bind(host, port)
         with bound:
             check_open(is_local(bound), keys, no_api_key)
             door = Door(keys, is_local(bound) and not no_api_key, size(max_body), tuple(origin or ()))
-            opened = open_runnable(model)
-            served = _served(opened, name, max_prompt, max_tokens)
-            with Engine(module_decoders(opened.module), opened.tokenizer(), limits) as engine:
+            opened = open_runnable(model, cache_weights=unpack)
+            decoders = module_decoders(opened.module)
+            served = _served(opened, name, decoders().context, max_prompt, max_tokens)
+            with Engine(decoders, opened.tokenizer(), limits) as engine:
                 api = Api(engine, served, door)
                 serve(api.app(), bound, engine, grace, lambda url: _tell(out, url, served, limits, bool(keys)))
                 api.close()
@@ -75,14 +79,12 @@ def _need(*modules: str) -> None:
             raise InputError(f"serving needs {module}; run: pip install 'bitwright[serve]'")
 
 
-def _served(opened: RunnableModel, name: str, max_prompt: int, max_tokens: int) -> Served:
+def _served(opened: RunnableModel, name: str, context: int | None, max_prompt: int, max_tokens: int) -> Served:
     """What the server knows of the model; the tokenizer is another one than the engine's, which has its own thread."""
-    from bitwright.runtime.decoder import ModuleDecoder
     from bitwright.runtime.generate import end_tokens
     from bitwright.serving.served import Served
 
     tokenizer = opened.tokenizer()
-    context = ModuleDecoder(opened.module).context
     vocabulary = getattr(getattr(opened.module, "config", None), "vocab_size", None)
     return Served(
         name=name or Path(opened.name).name or opened.name,
