@@ -146,7 +146,7 @@ class Engine:
             self._closing = True
             self._change.notify()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=30)
 
     def _work(self) -> None:
         try:

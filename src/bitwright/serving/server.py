@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import signal
 import socket
@@ -21,6 +22,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SPARE_CONNECTIONS = 64
 # What is left after the grace time for the last bytes to go out.
 _LAST_SECONDS = 5
+# Seconds between two looks at running requests, and for the last bytes once there are none.
+_TICK, _FLUSH = 0.05, 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -91,9 +94,17 @@ class _Server(uvicorn.Server):
         self._told_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what is new, then wait for what runs."""
+        """Refuse what is new, then wait for what runs; connections that ask nothing are not waited for."""
         self._engine.drain(self._grace)
+        leaving = asyncio.create_task(self._leave_idle())
         await super().shutdown(sockets=sockets)
+        leaving.cancel()
+
+    async def _leave_idle(self) -> None:
+        while self.server_state.tasks:
+            await asyncio.sleep(_TICK)
+        await asyncio.sleep(_FLUSH)
+        self.force_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
