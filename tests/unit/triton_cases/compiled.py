@@ -19,22 +19,22 @@ from triton.compiler import ASTSource
 from bitwright.formats import parse
 from bitwright.runtime import TABLE
 from bitwright.runtime.kernels.triton import attention, hadamard, linear, product
-from bitwright.runtime.kernels.triton.attend import side_of
+from bitwright.runtime.kernels.triton.attend import STAGES, side_of, tokens_of_block
 from bitwright.runtime.kernels.triton.tiles import COLUMNS, ROWS
 from bitwright.runtime.kernels.triton.weight import tile_weight
 from bitwright.runtime.manifest import CacheSide
 from bitwright.runtime.states import StateCoder, States
 
-PROCESSORS = (80, 90, 100)
-MATRIX_UNITS = {80: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma"}
+PROCESSORS = (80, 89, 90, 100, 120)
+MATRIX_UNITS = {90: r"wgmma\.mma_async", 100: r"tcgen05\.mma"}
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
 }  # fmt: skip
-LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """Bytes of shared memory that a program may have."""
 
 
-def compile_kernel(kernel: Any, processor: int, given: dict[str, Any], warps: int = 4) -> str:
+def compile_kernel(kernel: Any, processor: int, given: dict[str, Any], warps: int = 4, stages: int = 3) -> str:
     """Compile; ``given`` holds types (text) of what is passed and values of constants. Returns the assembly (PTX)."""
     signature, constants = {}, {}
     for name in kernel.arg_names:
@@ -49,7 +49,9 @@ def compile_kernel(kernel: Any, processor: int, given: dict[str, Any], warps: in
         if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", processor, 32), options={"num_warps": warps})
+    made = triton.compile(
+        source, target=GPUTarget("cuda", processor, 32), options={"num_warps": warps, "num_stages": stages}
+    )
     text = str(made.asm["ptx"])
     assert "trap;" not in text
     assert made.metadata.shared <= LIMIT[processor]
@@ -89,13 +91,15 @@ def linear_arguments(text: str, dtype: torch.dtype, tokens: int) -> tuple[dict[s
         ("mxfp8_e4m3", torch.float16, 64),
         ("nvfp4", torch.bfloat16, 64),
         ("int8 channel", torch.float32, 40),
+        ("int8 channel", torch.float32, 128),
+        ("int8 channel", torch.float16, 128),
     ],
 )
 def test_linear(text: str, dtype: torch.dtype, tokens: int, processor: int) -> None:
     given, warps, dot = linear_arguments(text, dtype, tokens)
-    assembly = compile_kernel(linear.coded_linear, processor, given, warps)
+    assembly = compile_kernel(linear.coded_linear, processor, given, warps, product.stages(given["BITS"], dtype))
     if dot and dtype != torch.float32:
-        assert re.search(MATRIX_UNITS[processor], assembly)
+        assert re.search(MATRIX_UNITS.get(processor, r"mma\.sync"), assembly)
     elif not dot:  # codes come in wide loads: several bytes of a row at once
         assert re.search(r"ld\.global\.(v[24]\.)?b(32|64)", assembly)
 
@@ -149,8 +153,11 @@ def test_attention(key: str, value: str, dim: int, rows: int, processor: int) ->
             given[f"{mark}_{name}"] = None if part is None else POINTERS[part.dtype]
         given |= {f"{mark.upper()}_{name}": number for name, number in zip(names, side.form, strict=False)}
         given[f"{mark.upper()}_HAS_ZERO"] = side.parts[2] is not None
-    given |= {"DIM": dim, "BLOCK_D": dim, "BLOCK_R": rows, "BLOCK_T": 64, "CAUSAL": True, "HAS_MASK": True}
-    assembly = compile_kernel(attention.coded_attention, processor, {**given, "DTYPE": tl.bfloat16, "WIDEN": False})
-    assert re.search(MATRIX_UNITS[processor], assembly) or rows < 64
+    given |= {"DIM": dim, "BLOCK_D": dim, "BLOCK_R": rows, "BLOCK_T": tokens_of_block(given["K_TOKENS"])}
+    given |= {"CAUSAL": True, "HAS_MASK": True}
+    assembly = compile_kernel(
+        attention.coded_attention, processor, {**given, "DTYPE": tl.bfloat16, "WIDEN": False}, stages=STAGES
+    )
+    assert re.search(MATRIX_UNITS.get(processor, r"mma\.sync"), assembly) or rows < 64
     joined = {"sums_ptr": "*fp32", "largest_ptr": "*fp32", "weight_ptr": "*fp32", "y_ptr": "*bf16", "rows": "i32"}
     compile_kernel(attention.join_splits, processor, {**joined, "SPLITS": 4, "DIM": dim, "BLOCK_D": dim})

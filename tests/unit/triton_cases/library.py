@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.formats import parse
-from bitwright.runtime import TABLE
+from bitwright.formats import QuantizedTensor, parse
+from bitwright.runtime import TABLE, Options, QuantLinear, Table
 from bitwright.runtime.dispatch import UnsupportedError
 from bitwright.runtime.kernels.hadamard.triton import run as rotate
+from bitwright.runtime.kernels.linear.triton import KERNEL
 from bitwright.runtime.kernels.triton import launch
 from bitwright.runtime.kernels.triton.attend import Side, attend, side_of
 from bitwright.runtime.kernels.triton.linear import coded_linear
@@ -125,3 +128,18 @@ class _Activations:
 
     dtype = torch.float16
     device = torch.device("cuda:0")
+
+
+def test_a_module_prepares_its_weight_once_for_decoding_and_prompts(device: torch.device) -> None:
+    kernel = replace(KERNEL, devices=frozenset({device.type}))
+    term = parse("int4 g32 asym").quantize(random(24, 64))
+    bias = random(24, seed=1)
+    layer = QuantLinear.from_quantized(QuantizedTensor((term,)), bias, options=Options(table=Table((kernel,))))
+    layer = layer.to(device)
+    for tokens in (1, 30):
+        x = random(tokens, 64, seed=2).to(device)
+        wanted = x.cpu() @ term.dequantize().T + bias
+        torch.testing.assert_close(layer(x).cpu(), wanted, rtol=1e-4, atol=1e-4)
+    prepared = {id(found) for _, found in layer._served.values()}
+    assert len(layer._served) == 2
+    assert len(prepared) == 1

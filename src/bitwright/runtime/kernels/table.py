@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from bitwright.runtime.dispatch import Table
+from bitwright.runtime.kernels.attention import reference as attention_reference
+from bitwright.runtime.kernels.attention import triton as attention_triton
 from bitwright.runtime.kernels.conv2d import dense as conv2d_dense
 from bitwright.runtime.kernels.conv2d import reference as conv2d_reference
 from bitwright.runtime.kernels.embedding import dense as embedding_dense
 from bitwright.runtime.kernels.embedding import reference as embedding_reference
 from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
+from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
 from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
+from bitwright.runtime.kernels.linear import triton as linear_triton
 
 REFERENCE = Table(
     (
@@ -21,6 +25,7 @@ REFERENCE = Table(
         embedding_dense.KERNEL,
         embedding_reference.KERNEL,
         hadamard_reference.KERNEL,
+        attention_reference.KERNEL,
     )
 )
 """The definitions only: every product is one with the dequantized weight, equal bit for bit whether or not that is kept.
@@ -28,5 +33,7 @@ REFERENCE = Table(
 For what compares results rather than waits for them: verification, tests.
 """
 
-TABLE = REFERENCE.with_kernels(linear_native.ROUNDED, linear_native.KERNEL)
+TABLE = REFERENCE.with_kernels(
+    linear_native.ROUNDED, linear_native.KERNEL, linear_triton.KERNEL, hadamard_triton.KERNEL, attention_triton.KERNEL
+)
 """Kernels of this installation. To try others, pass ``TABLE.with_kernels(...)`` where a table is taken."""

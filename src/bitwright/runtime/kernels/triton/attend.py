@@ -20,6 +20,10 @@ LARGEST_HEAD = 256
 """Channels of a head that a program keeps in registers."""
 
 BLOCK_TOKENS = 64
+"""Tokens that a program decodes at a time; fewer where fewer are coded together, so that they share their scales."""
+
+STAGES = 1
+"""No copies ahead into shared memory: what is read is spread over many small loads, and would not fit."""
 
 _SCHEMA = (
     "(Tensor q, Tensor key_tail, Tensor value_tail, Tensor?[] key, Tensor?[] value, Tensor? mask, int[] key_form, "
@@ -112,9 +116,10 @@ def triton_attention(
     rows = repeat * queries
     block = min(launch.power_of_two(rows, 16), 64)
     programs = triton.cdiv(rows, block) * batch * heads
-    blocks = triton.cdiv(tokens, BLOCK_TOKENS)
+    block_tokens = tokens_of_block(key_form[1])
+    blocks = triton.cdiv(tokens, block_tokens)
     wanted = min(splits or max(2 * launch.processors(q) // programs, 1), blocks)
-    per_split = triton.cdiv(blocks, wanted) * BLOCK_TOKENS
+    per_split = triton.cdiv(blocks, wanted) * block_tokens
     splits = triton.cdiv(tokens, per_split)
     sums = q.new_empty((splits, batch * heads * rows, dim), dtype=torch.float32)
     largest, weight = (torch.empty(sums.shape[:2], dtype=torch.float32, device=q.device) for _ in range(2))
@@ -124,9 +129,9 @@ def triton_attention(
             q.contiguous(), *key, key_tail.contiguous(), *value, value_tail.contiguous(),
             None if mask is None else mask.contiguous(), sums, largest, weight, key_factor, value_factor, scale, rows,
             queries, tokens, key_form[9], value_form[9], per_split, window, *mask_at, repeat, heads, dim,
-            launch.power_of_two(dim, 16), block, BLOCK_TOKENS, *key_form[:9], key[2] is not None, *value_form[:9],
+            launch.power_of_two(dim, 16), block, block_tokens, *key_form[:9], key[2] is not None, *value_form[:9],
             value[2] is not None, causal, mask is not None, launch.TYPES[q.dtype],
-            launch.widen(coded_attention, q.dtype), num_warps=4,
+            launch.widen(coded_attention, q.dtype), num_warps=4, num_stages=STAGES,
         )  # fmt: skip
         join_splits[(batch * heads * rows,)](
             sums, largest, weight, y, batch * heads * rows, SPLITS=splits, DIM=dim, BLOCK_D=launch.power_of_two(dim)
@@ -141,6 +146,12 @@ def _(
     scale: float, causal: bool, window: int, splits: int,
 ) -> Tensor:  # fmt: skip
     return q.new_empty(q.shape)
+
+
+def tokens_of_block(together: int) -> int:
+    """Return how many tokens a program decodes at a time where ``together`` keys are coded together."""
+    common = min(together & -together, BLOCK_TOKENS)
+    return common if common >= 16 else BLOCK_TOKENS
 
 
 def _mask_strides(mask: Tensor | None, q: Tensor, tokens: int) -> tuple[int, int]:

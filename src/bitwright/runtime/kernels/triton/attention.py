@@ -24,39 +24,62 @@ def stored_codes(codes_ptr, row, position, ok, ROW_BYTES: tl.constexpr, BITS: tl
 
 @triton.jit
 def state_values(
-    codes_ptr, scale_ptr, zero_ptr, table_ptr, tail_ptr, factor, head, token, channel, coded, tokens,
-    DIM: tl.constexpr, BITS: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, PARAMS: tl.constexpr,
-    ROW_BYTES: tl.constexpr, KIND: tl.constexpr, CENTER: tl.constexpr, MANTISSA: tl.constexpr,
-    SCALE_KIND: tl.constexpr, HAS_ZERO: tl.constexpr,
+    codes_ptr, scale_ptr, zero_ptr, table_ptr, tail_ptr, factor, head, start, channel, coded, tokens,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr, TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr, PARAMS: tl.constexpr, ROW_BYTES: tl.constexpr, KIND: tl.constexpr, CENTER: tl.constexpr,
+    MANTISSA: tl.constexpr, SCALE_KIND: tl.constexpr, HAS_ZERO: tl.constexpr,
 ):  # fmt: skip
-    """Return float32 ``[tokens, channels]`` of one head: the first ``coded`` tokens decoded, later ones from the tail.
+    """Return float32 ``[BLOCK_T, BLOCK_D]`` of one head: the first ``coded`` tokens decoded, later ones of the tail.
 
     ``TOKENS`` are coded together, channel by channel; where it is 1 a token is a row whose ``CHANNELS`` neighbours
     share a scale, ``PARAMS`` scales per row. ``BITS`` 0: nothing is coded.
     """
+    token = start + tl.arange(0, BLOCK_T)
     channel_ok = (channel < DIM)[None, :]
     tail_at = (head * (tokens - coded) + (token - coded))[:, None] * DIM + channel[None, :]
     tail_ok = ((token >= coded) & (token < tokens))[:, None] & channel_ok
     values = tl.load(tail_ptr + tail_at, mask=tail_ok, other=0.0).to(tl.float32)
     if BITS > 0:
-        ok = (token < coded)[:, None] & channel_ok
+        coded_ok = (token < coded)[:, None]
+        ok = coded_ok & channel_ok
         if TOKENS == 1:
             row = (head * coded + token)[:, None] + tl.zeros_like(channel)[None, :]
             position = channel[None, :] + tl.zeros_like(token)[:, None]
-            param = row * PARAMS + (channel // CHANNELS)[None, :]
         else:
             row = (head * (coded // TOKENS) + token // TOKENS)[:, None] * DIM + channel[None, :]
             position = (token % TOKENS)[:, None] + tl.zeros_like(channel)[None, :]
+        if TOKENS == 1 and PARAMS * CHANNELS == BLOCK_D:  # each scale is read once and spread in registers
+            param = (head * coded + token)[:, None] * PARAMS + tl.arange(0, PARAMS)[None, :]
+            param_ok = coded_ok & (tl.arange(0, PARAMS) < PARAMS)[None, :]
+        elif TOKENS == 1:
+            param = row * PARAMS + (channel // CHANNELS)[None, :]
+            param_ok = ok
+        elif TOKENS % BLOCK_T == 0:  # all tokens of the block lie in one group
+            param = ((head * (coded // TOKENS) + start // TOKENS) * DIM + channel)[None, :]
+            param_ok = channel_ok & (start < coded)
+        else:
             param = row
-        code = stored_codes(codes_ptr, row, position, ok, ROW_BYTES, BITS)
-        scale = stored_scale(scale_ptr, param, ok, SCALE_KIND)
+            param_ok = ok
+        scale = stored_scale(scale_ptr, param, param_ok, SCALE_KIND) * factor
         if HAS_ZERO:
-            zero = tl.load(zero_ptr + param, mask=ok, other=0).to(tl.float32)
+            zero = tl.load(zero_ptr + param, mask=param_ok, other=0).to(tl.float32)
         else:
             zero = scale
-        decoded = level(code, zero, table_ptr, param, ok, KIND, CENTER, HAS_ZERO, MANTISSA, BITS)
-        values = tl.where(ok, decoded * factor * scale, values)
+        if TOKENS == 1 and PARAMS * CHANNELS == BLOCK_D:
+            scale = spread_params(scale, CHANNELS)
+            zero = spread_params(zero, CHANNELS)
+        code = stored_codes(codes_ptr, row, position, ok, ROW_BYTES, BITS)
+        decoded = level(code, zero, table_ptr, row, ok, KIND, CENTER, HAS_ZERO, MANTISSA, BITS)
+        values = tl.where(ok, decoded * scale, values)
     return values
+
+
+@triton.jit
+def spread_params(params, CHANNELS: tl.constexpr):
+    """Return ``[rows, n * CHANNELS]``: every column of ``params[rows, n]`` repeated."""
+    rows: tl.constexpr = params.shape[0]
+    count: tl.constexpr = params.shape[1]
+    return tl.broadcast_to(params[:, :, None], (rows, count, CHANNELS)).reshape((rows, count * CHANNELS))
 
 
 @triton.jit(do_not_specialize=["tokens", "k_coded", "v_coded", "tokens_per_split", "window", "queries", "rows"])
@@ -95,8 +118,9 @@ def coded_attention(
     for start in range(first, tl.minimum(first + tokens_per_split, tokens), BLOCK_T):
         token = start + tl.arange(0, BLOCK_T)
         keys = state_values(
-            k_codes, k_scale, k_zero, k_table, k_tail, k_factor, head, token, channel, k_coded, tokens, DIM, K_BITS,
-            K_TOKENS, K_CHANNELS, K_PARAMS, K_BYTES, K_KIND, K_CENTER, K_MANTISSA, K_SCALE, K_HAS_ZERO,
+            k_codes, k_scale, k_zero, k_table, k_tail, k_factor, head, start, channel, k_coded, tokens, BLOCK_T,
+            BLOCK_D, DIM, K_BITS, K_TOKENS, K_CHANNELS, K_PARAMS, K_BYTES, K_KIND, K_CENTER, K_MANTISSA,
+            K_SCALE, K_HAS_ZERO,
         )  # fmt: skip
         scores = tl.dot(left, tl.trans(operand(keys, DTYPE, WIDEN)), input_precision="ieee") * softmax_scale
         seen = row_ok[:, None] & (token < tokens)[None, :]
@@ -114,8 +138,9 @@ def coded_attention(
         share = tl.exp(scores - base[:, None])
         shrink = tl.exp(largest - base)
         values = state_values(
-            v_codes, v_scale, v_zero, v_table, v_tail, v_factor, head, token, channel, v_coded, tokens, DIM, V_BITS,
-            V_TOKENS, V_CHANNELS, V_PARAMS, V_BYTES, V_KIND, V_CENTER, V_MANTISSA, V_SCALE, V_HAS_ZERO,
+            v_codes, v_scale, v_zero, v_table, v_tail, v_factor, head, start, channel, v_coded, tokens, BLOCK_T,
+            BLOCK_D, DIM, V_BITS, V_TOKENS, V_CHANNELS, V_PARAMS, V_BYTES, V_KIND, V_CENTER, V_MANTISSA,
+            V_SCALE, V_HAS_ZERO,
         )  # fmt: skip
         right = operand(values, DTYPE, WIDEN)
         total = tl.dot(operand(share, DTYPE, WIDEN), right, acc=total * shrink[:, None], input_precision="ieee")

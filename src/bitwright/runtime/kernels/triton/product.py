@@ -93,6 +93,7 @@ def triton_linear(
             CENTER=center, MANTISSA=mantissa, HAS_ZERO=zero is not None, SCALE_KIND=scale_kind, ROWS=ROWS,
             TILE=COLUMNS, BLOCK_N=cut.rows, BLOCK_M=cut.tokens, DOT=cut.dot, DTYPE=launch.TYPES[x.dtype],
             WIDEN=launch.widen(coded_linear, x.dtype), num_warps=cut.warps,
+            num_stages=stages(_bits(tiles), x.dtype),
         )  # fmt: skip
         add_splits[(triton.cdiv(out, 256), tokens)](
             sums, bias, y, tokens, out, SPLITS=cut.splits, HAS_BIAS=bias is not None, BLOCK=256
@@ -106,6 +107,13 @@ def _(
     out: int, group: int, kind: int, center: int, mantissa: int, scale_kind: int, factor: float, splits: int,
 ) -> Tensor:  # fmt: skip
     return x.new_empty((x.shape[0], out))
+
+
+def stages(bits: int, dtype: torch.dtype) -> int:
+    """Return how many tiles are copied ahead: as many as fit the smallest shared memory (99 KiB) of the processors."""
+    if dtype == torch.float32:
+        return 1
+    return 2 if bits > 4 else 3
 
 
 def _run(group: int) -> int:
