@@ -162,6 +162,22 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "pip install 'bitwright[serve]'" in capsys.readouterr().err
 
 
+def test_generate_draws_by_the_same_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "zoo", "--prompt", "def main(", "--tokens", "24", "--temperature", "0.9", "--json"]
+
+    def text(*options: str) -> str:
+        assert run([*command, *options]) == 0
+        found: str = json.loads(capsys.readouterr().out)["text"]
+        return found
+
+    drawn = text("--top-k", "50", "--min-p", "0.001", "--seed", "4")
+    assert drawn != text("--seed", "5")
+    assert drawn == text("--top-k", "50", "--min-p", "0.001", "--seed", "4")
+    stop = drawn[5:8]
+    assert text("--top-k", "50", "--min-p", "0.001", "--seed", "4", "--stop", stop) == drawn[: drawn.find(stop)]
+    assert run([*command, "--top-p", "0"]) == 2
+
+
 def test_importing_bitwright_brings_no_server() -> None:
     ask = "import sys, bitwright, bitwright.cli.commands.serve; sys.exit('starlette' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitwright.models import Checkpoint
+from bitwright.models.model import load_tokenizer
 from bitwright.runtime.pieces import StopStrings, TextStream
+from bitwright.zoo import lm_path
 
 
 class Words:
@@ -51,6 +54,16 @@ def test_the_work_of_a_token_does_not_grow() -> None:
         stream.push(byte)
         done.append(words.decoded)
     assert len({after - before for before, after in pairwise(done)}) == 1
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_pieces_of_a_real_tokenizer_join_to_its_text(cut: int) -> None:
+    tokenizer = load_tokenizer(Checkpoint.open(lm_path()))
+    ids = tokenizer("def f(x):\n    return x  # na\u00efve \u4f60\u597d\n\n\tdone")["input_ids"]
+    stream = TextStream(tokenizer, ids[:cut])
+    pieces = [*(stream.push(token) for token in ids[cut:]), stream.finish()]
+    assert tokenizer.decode(ids[:cut]) + "".join(pieces) == tokenizer.decode(ids)
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
 @given(

@@ -169,7 +169,10 @@ def read_body(kind: type[Body], raw: bytes) -> Body:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = str(first["loc"][0]) if first["loc"] else None
         place = ".".join(str(step) for step in first["loc"])
-        raise RefusedError(400, f"{place}: {first['msg']}", name) from error
+        wrong = f"{place}: {first['msg']}"
+        if name == "prompt" and len(first["loc"]) > 1:  # one message for each type that it might have been
+            wrong = "prompt: give a text, or a list of token ids"
+        raise RefusedError(400, wrong, name) from error
     _check_others(body)
     return body
 
