@@ -9,7 +9,7 @@ ASSETS ?= $(wildcard ../shared/assets)
 ASSETS_OPTION := $(if $(ASSETS),--assets=$(ASSETS))
 WORKERS ?= 2
 # Mappings of transformers that `make architectures` measures.
-MAPPINGS ?= causal image-text masked seq2seq image speech ctc embedding
+MAPPINGS ?= causal image-text masked seq2seq image speech ctc embedding diffusers cnn
 PYTEST_OPTIONS ?=
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0

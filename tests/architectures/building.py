@@ -17,6 +17,7 @@ from bitwright.models.calling import call_module
 from bitwright.models.record import flat_tensors
 from tests.architectures.batches import Batch, Trials
 from tests.architectures.mappings import Entry
+from tests.architectures.others import BUILDERS
 from tests.architectures.shrinking import STRATEGIES, Strategy, tiny_config
 
 MAX_PARAMETERS = 16_000_000
@@ -42,6 +43,8 @@ def build(entry: Entry, seed: int = 0) -> Built:
     Raises:
         NotBuilt: with the reasons of the last strategy.
     """
+    if entry.key in BUILDERS:
+        return _other(entry, seed)
     config_class, model_class = entry.classes()
     reasons: list[str] = []
     names = set(getattr(config_class, "__dataclass_fields__", ()))
@@ -85,6 +88,22 @@ def build(entry: Entry, seed: int = 0) -> Built:
     raise NotBuilt(first if first == last else f"{first}; at last {last}")
 
 
+def _other(entry: Entry, seed: int) -> Built:
+    """A network that is no class of transformers.
+
+    Raises:
+        NotBuilt: when it cannot be built, or does not run.
+    """
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            module, batch = BUILDERS[entry.key]()
+            call_module(randomised(module), batch)
+    except Exception as error:
+        raise NotBuilt(_said("building", error)) from error
+    return Built(module, batch, STRATEGIES[0])
+
+
 def demands(message: str) -> dict[str, Any]:
     """What a config's own check demands of a field, by the words in which such checks are written.
 
@@ -112,7 +131,15 @@ def _parted(message: str) -> tuple[tuple[int, ...], int] | None:
 
 
 def _resized(config: Any, sections: dict[tuple[int, ...], int]) -> None:
-    """Exchange lists of sections in every part of a config by ones in proportion that have the right sum."""
+    """Exchange lists of sections in every part of a config by ones in proportion that have the right sum.
+
+    Where a config leaves them to the model they are written down beside what else is said of rotary embeddings.
+    """
+    for sizes in sections:
+        for part in _parts(config):
+            table = vars(part).get("rope_parameters")
+            if isinstance(table, dict):
+                table.setdefault("mrope_section", list(sizes))
     for part in _parts(config):
         for value in vars(part).values():
             for table in (value, *value.values()) if isinstance(value, dict) else ():

@@ -1,15 +1,17 @@
 """Measure classes one after another, each in a process of its own, and write what was found.
 
-    python -m tests.architectures.table run causal [--only TYPE,TYPE] [--again] [--timeout 180]
+    python -m tests.architectures.table run causal [--only TYPE,TYPE] [--again] [--stale] [--timeout 180]
     python -m tests.architectures.table page
 
 Results are kept, one line per class, in ``benchmarks/results/architectures.jsonl``: a class that is there is not
-measured again without ``--again``, so a run that was stopped continues. The page is ``docs/architectures.md``.
+measured again without ``--again``, so a run that was stopped continues; ``--stale`` measures those again that were made
+by another state of the code. The page is ``docs/architectures.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -44,19 +46,31 @@ def write(rows: Iterable[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in ordered))
 
 
-def run(mapping: str, only: set[str], again: bool, timeout: float, path: Path) -> None:
-    """Measure a mapping's classes that have no row yet."""
-    from tests.architectures.mappings import entries
+def run(mapping: str, only: set[str], again: bool, stale: bool, timeout: float, path: Path) -> None:
+    """Measure a mapping's classes that have no row yet (with ``stale`` also those of another state of the code)."""
+    from tests.architectures.mappings import MAPPINGS, entries
+    from tests.architectures.others import entries_of
 
-    known = read(path)
-    for entry in entries(mapping):
-        if (only and entry.model_type not in only) or (entry.key in known and not again):
+    known, state = read(path), state_of_code()
+    for entry in entries(mapping) if mapping in MAPPINGS else entries_of(mapping):
+        done = entry.key in known and (not stale or known[entry.key].get("code") == state)
+        if (only and entry.model_type not in only) or (done and not again):
             continue
-        row = _apart(entry, timeout)
+        row = {**_apart(entry, timeout), "code": state}
         with path.open("a") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         print(_line(row), flush=True)
     write(read(path).values(), path)
+
+
+def state_of_code() -> str:
+    """A digest of the sources that a row follows from: discovery, transforms, and how the table is made."""
+    folders = ("src/bitwright/models", "src/bitwright/stages/transforms", "tests/architectures")
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in (ROOT / folder).glob("*.py")):
+        if path.name not in ("page.py", "table.py") and not path.name.startswith("test_"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _apart(entry: Any, timeout: float) -> dict[str, Any]:
@@ -119,6 +133,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("mapping", nargs="*", default=["causal"])
     parser.add_argument("--only", default="")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--stale", action="store_true")
     parser.add_argument("--timeout", type=float, default=180.0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -129,7 +144,14 @@ def main(arguments: list[str]) -> None:
         return
     _warm_up()
     for mapping in options.mapping:
-        run(mapping, set(filter(None, options.only.split(","))), options.again, options.timeout, options.results)
+        run(
+            mapping,
+            set(filter(None, options.only.split(","))),
+            options.again,
+            options.stale,
+            options.timeout,
+            options.results,
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import bitwright as bw
 from bitwright.models.discover import discover
 from bitwright.models.edits import input_channels, scale_inputs, scale_outputs
 from bitwright.models.model import open_model
@@ -190,3 +191,24 @@ def test_a_chain_of_bare_layers_has_no_blocks_but_has_pairs() -> None:
     assert {p.source: p.sinks for p in found.pairs} == {"0": ("3",), "3": ("7",)}
     assert any("no chain of blocks" in reason for reason in found.reasons)
     assert [site.role for site in found.sites] == ["outside", "outside", "head"]
+
+
+class _Branches(nn.Module):
+    """Convolutions of one image: two of points, one with other steps, two with windows of other sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.ModuleList([nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 1, 2)])
+        self.windows = nn.ModuleList([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=2, dilation=2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(branch(x).mean((2, 3)) for branch in (*self.points, *self.windows))
+
+
+def test_only_convolutions_that_see_the_same_windows_share_statistics() -> None:
+    torch.manual_seed(0)
+    module, x = _Branches(), torch.randn(2, 4, 8, 8)
+    sites = {site.path: site.shared_input for site in discover(open_model(module), x).sites}
+    assert sites["points.0"] == sites["points.1"]
+    assert len(set(sites.values())) == 4
+    bw.quantize(module, "gptq", [x], weights="int8 channel")

@@ -79,8 +79,9 @@ def shrunk(batch: Any, rows: int = EXAMPLE_BATCH, tokens: int = EXAMPLE_TOKENS) 
     named: dict[Any, Any] = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(items))
     tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
     size = next((tuple(t.shape) for t in tensors if t.dim() == 2 and not t.is_floating_point()), None)
-    if size is not None and any(tensor.is_floating_point() and tensor.dim() >= 2 for tensor in tensors):
-        return first_rows(batch, rows)  # images have their places among the tokens
+    mixed = any(tensor.is_floating_point() and tensor.dim() >= 2 for tensor in tensors)
+    if len(tensors) > 1 and (size is None or mixed):
+        return first_rows(batch, rows)  # images have their places among the tokens; tables belong to no row
     mask = named.get("attention_mask")
     late = isinstance(mask, torch.Tensor) and bool(mask[:rows, -tokens:].sum() > mask[:rows, :tokens].sum())
 

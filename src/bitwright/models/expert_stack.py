@@ -4,8 +4,9 @@ A fused parameter ``[experts, out, in]`` (or ``[experts, in, out]``) is replaced
 the same name whose children ``0, 1, ...`` are linear layers. Some libraries keep it flat, ``[experts * out, in]``, and
 view it as a stack when they use it. The model's own code stays: what it does with the parameter (``linear(x, W[e])``,
 ``x @ W[e]``, ``bmm(x, W)``) is recognised by torch's function protocol and becomes a call of the expert's layer, so
-that hooks, quantized layers, input quantizers and online operations work per expert as they do everywhere else. Whatever is
-not recognised gets the dense tensor, made new each time: slower, never wrong for weights that are quantized alone.
+that hooks, quantized layers, input quantizers and online operations work per expert as they do everywhere else.
+Whatever is not recognised gets the dense tensor, made new each time: slower, never wrong for weights that are quantized
+alone.
 """
 
 from __future__ import annotations

@@ -37,12 +37,16 @@ _KEYWORDS = {"input": 0, "weight": 1, "bias": 2}
 
 @dataclass(frozen=True)
 class Use:
-    """A site together with the operation that used it and the values it read and made."""
+    """A site together with the operation that used it and the values it read and made.
+
+    ``points``: a convolution whose kernel is a single point.
+    """
 
     site: WeightSite
     op: int
     entry: Ref
     result: Ref
+    points: bool = False
 
 
 def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...]:
@@ -54,7 +58,7 @@ def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...
     origins = _origins(run)
     owners = {name for name, _ in model.module.named_parameters()}
     sites: dict[str, WeightSite] = {}
-    inputs: dict[int, int] = {}
+    inputs: dict[tuple[object, ...], int] = {}
     kinds: dict[str, set[str]] = {}
     uses = []
     for op in run.ops:
@@ -62,12 +66,25 @@ def find_uses(model: Model, run: Run, blocks: tuple[str, ...]) -> tuple[Use, ...
             continue
         use = _use_of(op, model.module, run, origins, owners, blocks)
         if use is not None:
-            number = inputs.setdefault(use.entry.key, len(inputs))
+            number = inputs.setdefault(_reading(use), len(inputs))
             site = sites.setdefault(use.site.name, replace(use.site, shared_input=number))
             uses.append(replace(use, site=site))
             kinds.setdefault(site.name, set()).add(use.site.kind)
     mixed = {name for name, found in kinds.items() if len(found) > 1}
     return tuple(replace(u, site=replace(u.site, whole=False)) if u.site.name in mixed else u for u in uses)
+
+
+def _reading(use: Use) -> tuple[object, ...]:
+    """Equal for uses whose products see the same rows.
+
+    Two convolutions see the same windows of an image only where these are single points with the same steps between.
+    """
+    site = use.site
+    if site.kind != "conv":
+        return (use.entry.key,)
+    if use.points:
+        return use.entry.key, site.groups, use.result.shape[2:]
+    return use.entry.key, use.op
 
 
 def sites_of(uses: tuple[Use, ...]) -> list[WeightSite]:
@@ -138,7 +155,7 @@ def _use_of(
         path, name, kind, role, block, shape, -1, tied, as_input_output != flipped, _whole(op, path, entry, run),
         bias_name, groups, axes=len(matrix.shape) - 2 if kind == "conv" else 0,
     )  # fmt: skip
-    return Use(site, op.index, entry, op.outputs[0])
+    return Use(site, op.index, entry, op.outputs[0], kind == "conv" and _product(used[2:]) == 1)
 
 
 def _owner(module: nn.Module, scope: str, parameter: nn.Parameter, name: str) -> tuple[str, str]:

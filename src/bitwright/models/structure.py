@@ -15,7 +15,8 @@ class WeightSite:
         role: ``block``, ``head``, ``embedding``, ``outside`` or ``router`` (its output is what experts are chosen by).
         block: number of its block, or None.
         shape: (out, in) of the weight as a matrix (convolutions flattened to in/groups * kernel; experts per expert).
-        shared_input: sites with an equal number read the very same tensor (-1: not seen in the example run).
+        shared_input: sites with an equal number read the very same tensor, convolutions the same windows of it (-1: not
+            seen in the example run).
         tied_to: full name of the parameter that this one is, or None.
         transposed: the stored matrix is [in, out].
         whole: a call of the module is this product (plus bias) and nothing else, so the module can be replaced.
