@@ -169,6 +169,8 @@ def _filled(name: str, layers: int, default: Any) -> Any:
         return 8.0
     if name == "vocab_size":
         return VOCABULARY
+    if re.search(r"^image_token_(id|index)$", name):
+        return FIRST_SPECIAL
     if name == "mlp_layer_types":
         return ["dense", *["sparse"] * (layers - 1)]
     if name.endswith("intermediate_size"):
