@@ -89,11 +89,12 @@ void run_tile(const Weight& weight, const FloatRows& x, const Output& y, int64_t
   for (int64_t b = 0; b < weight.blocks; ++b) {
     unpack_block<bits>(weight.codes + tile * weight.tile_bytes() + b * weight.block_bytes(), weight.block, bytes);
     int64_t row = 0;
-    for (; row + kPanel <= x.rows; row += kPanel)
-      panel<kPanel>(weight, x, bytes, tile, b, row, sums + row * kRows);
-    if (x.rows - row >= 4) panel<4>(weight, x, bytes, tile, b, row, sums + row * kRows), row += 4;
-    if (x.rows - row >= 2) panel<2>(weight, x, bytes, tile, b, row, sums + row * kRows), row += 2;
-    if (x.rows - row >= 1) panel<1>(weight, x, bytes, tile, b, row, sums + row * kRows);
+    if constexpr (!kLean) {
+      for (; row + kPanel <= x.rows; row += kPanel)
+        panel<kPanel>(weight, x, bytes, tile, b, row, sums + row * kRows);
+      if (x.rows - row >= 4) panel<4>(weight, x, bytes, tile, b, row, sums + row * kRows), row += 4;
+    }
+    for (; row < x.rows; ++row) panel<1>(weight, x, bytes, tile, b, row, sums + row * kRows);
   }
   for (int64_t row = 0; row < x.rows; ++row) write(y, weight.out, row, tile, load(sums + row * kRows));
 }

@@ -19,6 +19,8 @@ struct F32x16 {
 
 // maddubs saturates above 128, so fields are shifted down first.
 constexpr bool kFieldsInPlace = false;
+// Whether loops have one form only, instead of one for each number of rows and tiles that pays.
+constexpr bool kLean = false;
 
 inline __m256i loadu(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline U8x64 load_bytes(const uint8_t* p) { return {loadu(p), loadu(p + 32)}; }
@@ -72,11 +74,21 @@ inline I32x16 byte_of_lane(U8x64 x) {
 inline __m256i dot_small(__m256i w, __m256i x) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
 }
-template <int most = 255>
-inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+struct X4 {
+  __m256i v;
+};
+inline X4 splat_four(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
-  const __m256i x4 = _mm256_set1_epi32(four);
+  return {_mm256_set1_epi32(four)};
+}
+inline U8x64 held(U8x64 x) {
+  asm("" : "+x"(x.a), "+x"(x.b));
+  return x;
+}
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
+  const __m256i x4 = x.v;
   if constexpr (most <= 128) {
     return {_mm256_add_epi32(acc.a, dot_small(w.a, x4)), _mm256_add_epi32(acc.b, dot_small(w.b, x4))};
   }
@@ -87,6 +99,10 @@ inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
     return _mm256_add_epi32(dot_small(_mm256_and_si256(v, low), x4), _mm256_slli_epi32(upper, 4));
   };
   return {_mm256_add_epi32(acc.a, whole(w.a)), _mm256_add_epi32(acc.b, whole(w.b))};
+}
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+  return dot<most>(acc, w, splat_four(x));
 }
 
 inline F32x16 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

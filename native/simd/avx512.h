@@ -19,6 +19,8 @@ struct F32x16 {
 
 // Fields of a byte may be multiplied where they stand: dot() takes all values up to 255.
 constexpr bool kFieldsInPlace = true;
+// Whether loops have one form only, instead of one for each number of rows and tiles that pays.
+constexpr bool kLean = false;
 
 inline U8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_bytes(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
@@ -56,12 +58,28 @@ template <int j>
 inline I32x16 byte_of_lane(U8x64 a) {
   return {_mm512_and_si512(j == 0 ? a.v : _mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(255))};
 }
-// acc[r] += sum over j of w[r][j] * x[j]; w up to `most`, x signed.
-template <int most = 255>
-inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+// Four activations in every lane.
+struct X4 {
+  __m512i v;
+};
+inline X4 splat_four(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
-  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+  return {_mm512_set1_epi32(four)};
+}
+// acc[r] += sum over j of w[r][j] * x[j]; w up to `most`, x signed.
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)};
+}
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+  return dot<most>(acc, w, splat_four(x));
+}
+// The vector in a register: without this the compiler reads it from memory again for every field.
+inline U8x64 held(U8x64 a) {
+  asm("" : "+v"(a.v));
+  return a;
 }
 
 inline F32x16 zero_f32() { return {_mm512_setzero_ps()}; }

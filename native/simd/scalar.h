@@ -17,6 +17,8 @@ struct F32x16 {
 };
 
 constexpr bool kFieldsInPlace = true;
+// Whether loops have one form only, instead of one for each number of rows and tiles that pays.
+constexpr bool kLean = true;
 
 #define BW_EACH for (int i = 0; i < 16; ++i)
 #define BW_EACH_BYTE for (int i = 0; i < 64; ++i)
@@ -90,12 +92,23 @@ inline I32x16 byte_of_lane(U8x64 a) {
   BW_EACH r.v[i] = a.v[4 * i + j];
   return r;
 }
+struct X4 {
+  const int8_t* v;
+};
+inline X4 splat_four(const int8_t* x) { return {x}; }
+inline U8x64 held(U8x64 a) { return a; }
 template <int most = 255>
-inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 four) {
+  const int8_t* x = four.v;
   BW_EACH {
     for (int j = 0; j < 4; ++j) acc.v[i] += w.v[4 * i + j] * x[j];
   }
   return acc;
+}
+
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+  return dot<most>(acc, w, splat_four(x));
 }
 
 inline F32x16 splat(float value) {
