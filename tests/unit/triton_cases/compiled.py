@@ -18,8 +18,9 @@ from triton.compiler import ASTSource
 
 from bitwright.formats import parse
 from bitwright.runtime import TABLE
-from bitwright.runtime.kernels.triton import attention, hadamard, linear, product
+from bitwright.runtime.kernels.triton import attention, hadamard, linear, product, scaled
 from bitwright.runtime.kernels.triton.attend import STAGES, side_of, tokens_of_block
+from bitwright.runtime.kernels.triton.coded_input import PER_BYTE
 from bitwright.runtime.kernels.triton.tiles import COLUMNS, ROWS
 from bitwright.runtime.kernels.triton.weight import tile_weight
 from bitwright.runtime.manifest import CacheSide
@@ -161,3 +162,36 @@ def test_attention(key: str, value: str, dim: int, rows: int, processor: int) ->
     assert re.search(MATRIX_UNITS.get(processor, r"mma\.sync"), assembly) or rows < 64
     joined = {"sums_ptr": "*fp32", "largest_ptr": "*fp32", "weight_ptr": "*fp32", "y_ptr": "*bf16", "rows": "i32"}
     compile_kernel(attention.join_splits, processor, {**joined, "SPLITS": 4, "DIM": dim, "BLOCK_D": dim})
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+@pytest.mark.parametrize(
+    ("x", "w", "shared", "processor", "unit"),
+    [
+        ("e4m3", "e4m3", 0, 89, r"mma\.sync\S*e4m3"),
+        ("e4m3", "e4m3", 0, 90, r"wgmma\S*e4m3"),
+        ("e4m3", "e5m2", 0, 100, r"tcgen05\.mma\S*f8f6f4"),
+        ("e4m3", "e4m3", 0, 120, r"mma\.sync\S*e4m3"),
+        ("e2m1", "e2m1", 32, 100, r"tcgen05\.mma\S*block_scale"),
+        ("e4m3", "e2m1", 32, 100, r"tcgen05\.mma\S*block_scale"),
+        ("e5m2", "e4m3", 32, 100, r"tcgen05\.mma\S*block_scale"),
+        ("e2m1", "e2m1", 16, 100, r"tcgen05\.mma\S*block_scale"),
+        ("e2m1", "e2m1", 32, 120, r"block_scale"),
+        ("e4m3", "e4m3", 32, 120, r"block_scale"),
+        ("e2m1", "e2m1", 16, 120, r"block_scale"),
+    ],
+)
+def test_coded_inputs(x: str, w: str, shared: int, processor: int, unit: str, tokens: int) -> None:
+    scale = "*u8" if shared else "*fp32"
+    given: dict[str, Any] = {
+        "x_ptr": "*u8", "x_scale_ptr": scale, "w_ptr": "*u8", "w_scale_ptr": scale, "bias_ptr": "*bf16",
+        "y_ptr": "*bf16", "tokens": "i32", "out": "i32", "columns": "i32", "factor": "fp32", "SHARED": shared,
+        "E4M3": shared == 16, "NATIVE": True, "HAS_BIAS": True, "BLOCK_M": scaled.block_tokens(tokens, shared),
+        "BLOCK_N": 128, "BLOCK_K": 128,
+    }  # fmt: skip
+    # Texts are types of what is passed; a constant that is a text is wrapped.
+    constants = {f"{mark}_{name}": value for mark, element in (("X", x), ("W", w)) for name, value in (
+        ("FORMAT", tl.constexpr(element)), ("PER_BYTE", PER_BYTE[element]), ("TYPE", scaled._TYPES[element]),
+    )}  # fmt: skip
+    assembly = compile_kernel(scaled.scaled_linear, processor, {**given, **constants}, warps=8)
+    assert re.search(unit, assembly)

@@ -15,6 +15,7 @@ from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
 from bitwright.runtime.kernels.linear import triton as linear_triton
+from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
 
 REFERENCE = Table(
     (
@@ -34,6 +35,11 @@ For what compares results rather than waits for them: verification, tests.
 """
 
 TABLE = REFERENCE.with_kernels(
-    linear_native.ROUNDED, linear_native.KERNEL, linear_triton.KERNEL, hadamard_triton.KERNEL, attention_triton.KERNEL
+    linear_native.ROUNDED,
+    linear_native.KERNEL,
+    linear_triton_scaled.KERNEL,
+    linear_triton.KERNEL,
+    hadamard_triton.KERNEL,
+    attention_triton.KERNEL,
 )
 """Kernels of this installation. To try others, pass ``TABLE.with_kernels(...)`` where a table is taken."""
