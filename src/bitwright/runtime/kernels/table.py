@@ -29,7 +29,7 @@ REFERENCE = Table(
         attention_reference.KERNEL,
     )
 )
-"""The definitions only: every product is one with the dequantized weight, equal bit for bit whether or not that is kept.
+"""The definitions only: products with the dequantized weight, bit for bit the same whether or not that is kept.
 
 For what compares results rather than waits for them: verification, tests.
 """
