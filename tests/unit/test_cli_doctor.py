@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitwright import machine
+from bitwright import machine, native
 from bitwright.cli.commands import doctor
 from bitwright.cli.main import run
 from bitwright.cli.requirements import Requirement, extra_for, requirements
@@ -41,6 +41,18 @@ def test_a_missing_base_package_is_an_error(capsys, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "requirements", lambda: (Requirement("torch", None, None),))
     assert run(["doctor"]) == 2
     assert "torch not installed" in capsys.readouterr().err
+
+
+def test_compiled_kernels_or_the_reason_are_shown(capsys, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["compiled_kernels"]
+    assert found["installed"] == (native.unavailable() is None)
+    assert found["chosen"] == next(iter(found["instruction_sets"]), None)
+    monkeypatch.setattr(native, "unavailable", lambda: "no compiler was there")
+    monkeypatch.setattr(native, "instruction_sets", tuple)
+    assert doctor.compiled_kernels() == doctor.CompiledKernels(False, "no compiler was there", (), None)
+    assert run(["doctor"]) == 0
+    assert "products run on torch" in " ".join(capsys.readouterr().out.split())
 
 
 def test_extras_name_what_is_missing() -> None:

@@ -18,6 +18,9 @@ Json = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream.", min=0)]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; torch's own choice if not given.", min=1)]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip reading the result back from disk and comparing it.")]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Multiply activations as they are, not rounded to 8 bits: slower.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat every fallback as an error.")]
 Cluster = Annotated[
     str, typer.Option("--cluster", help="Run tasks on Ray: `local`, or the HOST:PORT of a cluster; --threads for each.")

@@ -14,7 +14,7 @@ from bitwright.jobs.request import model_source
 from bitwright.models import Checkpoint, open_model
 from bitwright.models.checkpoint import inside, read_json
 from bitwright.models.model import load_tokenizer
-from bitwright.runtime.load import load
+from bitwright.runtime.load import keep_slow_weights, load
 from bitwright.zoo import load_digits_model
 
 
@@ -72,7 +72,22 @@ class RunnableModel:
         return bits / weights if weights else None
 
 
-def open_runnable(name: str, cache_weights: bool = True) -> RunnableModel:
+def open_decoding(name: str, *, exact: bool = False) -> RunnableModel:
+    """Open a model to draw text from: packed weights wherever a kernel reads them as they are.
+
+    Args:
+        name: folder or embedded name.
+        exact: activations are multiplied as they are; otherwise kernels may round them to 8 bits.
+
+    Raises:
+        InputError: if the folder is missing or damaged.
+    """
+    opened = open_runnable(name, cache_weights=False, exact=exact)
+    keep_slow_weights(opened.module)
+    return opened
+
+
+def open_runnable(name: str, cache_weights: bool = True, exact: bool = True) -> RunnableModel:
     """Open a model by folder or embedded name; quantized ones run on their packed weights.
 
     Raises:
@@ -86,7 +101,7 @@ def open_runnable(name: str, cache_weights: bool = True) -> RunnableModel:
     if manifest is None:
         return RunnableModel(name, open_model(folder).module, folder, None)
     plain = not read_json(inside(folder, "config.json")).get("architectures")
-    module = load(folder, load_digits_model() if plain else None, cache_weights=cache_weights)
+    module = load(folder, load_digits_model() if plain else None, cache_weights=cache_weights, exact=exact)
     return RunnableModel(name, module, folder, manifest)
 
 

@@ -40,6 +40,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     cache_weights: bool = False,
+    exact: bool = True,
     table: Table = TABLE,
 ) -> nn.Module:
     """Load a native checkpoint in evaluation mode.
@@ -49,6 +50,8 @@ def load(
         module: the float network of a plain checkpoint, with any weights; it is copied and stays as it is.
         dtype: dtype of what is not packed, and of the results.
         cache_weights: keep one dequantized copy per weight: fast evaluation of small models.
+        exact: activations are multiplied as they are; ``False`` lets kernels round them to 8 bits where the recipe
+            leaves them float, which is faster.
         table: kernels to choose from.
 
     Raises:
@@ -56,18 +59,27 @@ def load(
     """
     manifest, checkpoint = read_native(folder)
     if module is not None:
-        return _load_plain(copy.deepcopy(module), manifest, checkpoint, dtype, cache_weights, table)
-    model = _load_transformers(checkpoint, dtype)
-    return configure(model, cache_weights=cache_weights, table=table)
+        model = _load_plain(copy.deepcopy(module), manifest, checkpoint, dtype)
+    else:
+        model = _load_transformers(checkpoint, dtype)
+    return configure(model, cache_weights=cache_weights, exact=exact, table=table)
 
 
-def configure(
-    model: nn.Module, *, cache_weights: bool = False, exact: bool = True, table: Table = TABLE
-) -> nn.Module:
+def configure(model: nn.Module, *, cache_weights: bool = False, exact: bool = True, table: Table = TABLE) -> nn.Module:
     """Set how all quantized modules of a model run; see :class:`bitwright.runtime.module.Options`."""
     for module in model.modules():
         if isinstance(module, QuantModule):
             module.cache_weights, module.exact, module.table = cache_weights, exact, table
+            module.forget_prepared()
+    return model
+
+
+def keep_slow_weights(model: nn.Module) -> nn.Module:
+    """Let modules keep a dequantized copy where, for want of a kernel, every call would dequantize the weight."""
+    coded = (m for m in model.modules() if isinstance(m, QuantModule) and m.weight_meta is not None)
+    for module in coded:
+        if module.op != "embedding" and module.served(module.dtype, rows=1).kernel.name == f"{module.op}/reference":
+            module.cache_weights = True
             module.forget_prepared()
     return model
 
@@ -116,11 +128,9 @@ def _load_plain(
     manifest: Manifest,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    cache_weights: bool,
-    table: Table,
 ) -> nn.Module:
     tensors = {name: checkpoint.load(name).clone() for name in checkpoint.tensors}
-    install(module, manifest, tensors, cache_weights=cache_weights, table=table)
+    install(module, manifest, tensors)
     packed = _packed_names(module)
     wanted = module.state_dict(keep_vars=True)
     found: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Json, Threads, use_threads
+from bitwright.cli.options import Exact, Json, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -15,6 +15,7 @@ def command(
     prompt: Annotated[int, typer.Option(help="Prompt tokens.", min=1)] = 128,
     tokens: Annotated[int, typer.Option(help="New tokens.", min=1)] = 64,
     repeats: Annotated[int, typer.Option(help="Repetitions; the best is shown.", min=1)] = 3,
+    exact: Exact = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -24,7 +25,7 @@ def command(
 
     with Output(json) as out:
         use_threads(threads)
-        result = bench(open_runnable(model, cache_weights=False).module, prompt, tokens, repeats)
+        result = bench(open_runnable(model, cache_weights=False, exact=exact).module, prompt, tokens, repeats)
         out.result(result)
         out.table(
             ["", ""], [(k, v) for k, v in result.items() if k != "protocol"], title=model, note=str(result["protocol"])

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bitwright import __version__, machine
+from bitwright import __version__, machine, native
 from bitwright.cli.options import Json, Threads, use_threads
 from bitwright.cli.output import Output, bytes_text
 from bitwright.cli.requirements import Requirement, requirements
@@ -31,6 +31,16 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class CompiledKernels:
+    """Whether compiled kernels are installed; why not; instruction sets that run here, and the one that is used."""
+
+    installed: bool
+    reason: str | None
+    instruction_sets: tuple[str, ...]
+    chosen: str | None
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """All that ``bitwright doctor`` finds; its fields are the keys of ``--json``. None: not installed or unknown."""
 
@@ -40,6 +50,7 @@ class Diagnosis:
     packages: dict[str, str | None]
     extras: dict[str, Extra]
     kernels: tuple[str, ...]
+    compiled_kernels: CompiledKernels
     cpu: machine.Processor
     threads: int
     memory_bytes: int | None
@@ -73,6 +84,7 @@ def diagnose(wanted: tuple[Requirement, ...], threads: int) -> Diagnosis:
         packages={need.name: need.installed for need in wanted},
         extras=extras(wanted),
         kernels=registered_kernels(),
+        compiled_kernels=compiled_kernels(),
         cpu=cpu,
         threads=threads,
         memory_bytes=memory.total,
@@ -101,6 +113,12 @@ def registered_kernels() -> tuple[str, ...]:
     return tuple(kernel.name for kernel in TABLE.kernels)
 
 
+def compiled_kernels() -> CompiledKernels:
+    """What :mod:`bitwright.native` finds."""
+    reason, sets = native.unavailable(), native.instruction_sets()
+    return CompiledKernels(reason is None, reason, sets, sets[0] if sets else None)
+
+
 def gpus() -> tuple[Gpu, ...]:
     """CUDA devices that torch sees."""
     import torch
@@ -122,8 +140,17 @@ def print_diagnosis(found: Diagnosis, out: Output) -> None:
         *((f"free in {place}", bytes_text(free)) for place, free in found.disk_free_bytes.items()),
         *((f"GPU {index}", f"{gpu.name}, {bytes_text(gpu.memory_bytes)}") for index, gpu in enumerate(found.gpus)),
         ("kernels", ", ".join(found.kernels) or "none registered"),
+        ("compiled kernels", compiled_text(found.compiled_kernels)),
     ]
     out.table(["machine", ""], rows)
     out.table(["package", "version"], [(name, version or "not installed") for name, version in found.packages.items()])
     rows = [(name, "ready" if x.complete else f"missing {', '.join(x.missing)}") for name, x in found.extras.items()]
     out.table(["extra", "state"], rows, note="install an extra with: pip install 'bitwright[NAME]'")
+
+
+def compiled_text(found: CompiledKernels) -> str:
+    """One line for people."""
+    if not found.installed:
+        return f"no, products run on torch: {found.reason}"
+    others = ", ".join(found.instruction_sets[1:])
+    return f"yes, for {found.chosen}" + (f" (also here: {others})" if others else "")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Json, Seed, Threads, use_threads
+from bitwright.cli.options import Exact, Json, Seed, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -22,12 +22,13 @@ def command(
     presence_penalty: Annotated[float, typer.Option(help="Taken from the logits of tokens of the answer.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each time they were drawn.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
+    exact: Exact = False,
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Continue a prompt; a quantized model runs on its packed weights and cache."""
-    from bitwright.jobs.opened_model import open_runnable
+    from bitwright.jobs.opened_model import open_decoding
     from bitwright.runtime.generate import generate
     from bitwright.runtime.sampling import Sampling
 
@@ -43,7 +44,7 @@ def command(
             frequency_penalty=frequency_penalty,
             seed=seed,
         )
-        opened = open_runnable(model)
+        opened = open_decoding(model, exact=exact)
         pieces = []
         for piece in generate(opened.module, opened.tokenizer(), prompt, tokens, sampling, stop or ()):
             pieces.append(piece)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitwright.cli.options import Json, Threads, use_threads
+from bitwright.cli.options import Exact, Json, Threads, use_threads
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
@@ -41,6 +41,7 @@ def command(
     unpack: Annotated[
         bool, typer.Option("--unpack", help="Keep float copies of the weights: for formats that no fast kernel serves.")
     ] = False,
+    exact: Exact = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -62,7 +63,7 @@ def command(
         with bound:
             check_open(is_local(bound), keys, no_api_key)
             door = Door(keys, is_local(bound) and not no_api_key, size(max_body), tuple(origin or ()))
-            opened = open_runnable(model, cache_weights=unpack)
+            opened = open_runnable(model, cache_weights=unpack, exact=exact)
             decoders = module_decoders(opened.module)
             served = _served(opened, name, decoders().context, max_prompt, max_tokens)
             with Engine(decoders, opened.tokenizer(), limits) as engine:
