@@ -22,6 +22,9 @@ _KERNEL_SETS = (
     "asimd", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
+# M_MMAP_THRESHOLD of glibc's malloc.h.
+_MMAP_THRESHOLD = -3
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -140,3 +143,15 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def keep_large_blocks_apart(smallest: int = 1 << 20) -> None:
+    """Let blocks of ``smallest`` bytes and more leave this process as soon as they are freed, where glibc allows it.
+
+    Its own threshold rises to 32 MB with the first large tensor that is freed. What is freed below it then stays in the
+    heap, between what is in use: it was measured to add a half to a job's peak, and no time was lost without it. The
+    setting holds for the rest of the process.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, smallest)

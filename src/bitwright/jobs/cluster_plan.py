@@ -238,7 +238,7 @@ def _sweeps(engine: Engine, unit: Unit) -> list[_Sweep]:
         if late:
             found.append(_gathering(late, before, before - ran, block))
             ran = before
-    if engine.reads_quantized and unit.kind not in ("suffix", "whole"):
+    if engine.reads_quantized and not engine.last_to_read(unit):
         found.append(_Sweep(whole, whole - ran, 0, True, block))
     return found
 

@@ -21,23 +21,23 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.events import Events
-from bitwright.jobs.choice import choose, derived_seed, stream_needs
+from bitwright.jobs.choice import choose, stream_needs
 from bitwright.jobs.coding import code_unit, early_requests
 from bitwright.jobs.experts import loading_paths
 from bitwright.jobs.hidden import HiddenStates
-from bitwright.jobs.installing import forget_float, install_module, install_online, restore_float
+from bitwright.jobs.installing import forget_float, install_module, restore_float
 from bitwright.jobs.replay import Replay, holders
 from bitwright.jobs.result import UnitResult
 from bitwright.jobs.runner import Batch, Runner
 from bitwright.jobs.sharding import sweep_shards
 from bitwright.jobs.stored import parameter_dtype, stored_dtype
 from bitwright.jobs.sweep import Gatherer, Requests, Results, capture_inputs, input_hooks, stop_after
+from bitwright.jobs.transforming import transform_unit
 from bitwright.jobs.units import Unit, split_units
 from bitwright.jobs.view import UnitView
 from bitwright.jobs.workers import HERE, Workers
 from bitwright.models import Model, Structure, WeightSite
 from bitwright.recipes import Recipe
-from bitwright.stages.transforms import TransformReport
 from bitwright.stages.transforms.base import transforms_by_scope
 from bitwright.statistics import Statistic
 
@@ -136,7 +136,7 @@ class Engine:
         with self.loaded(unit):
             self.original_output = self._probed(unit, self.original_output)
             view = self._view(unit)
-            notes = self._transform(unit, view, self.events)
+            notes = transform_unit(self, unit, view, self.events)
             if self.recipe.transforms and not self.restored:
                 self.transformed_output = self._probed(unit, self.transformed_output)
             result = UnitResult(unit.name, notes=[n.as_json() for n in notes])
@@ -157,7 +157,7 @@ class Engine:
             view = self._view(unit)
             if self.twin is not None or not self.reads_quantized:
                 # The float stream runs in the transformed coordinates, so the transforms are made again (exactly).
-                self._transform(unit, view, Events())  # its events are in the journal already
+                transform_unit(self, unit, view, Events())  # its events are in the journal already
             after = self._float_outputs(unit)
             for name, value in result.changed.items():
                 parent, _, leaf = name.rpartition(".")
@@ -215,23 +215,6 @@ class Engine:
         except AttributeError:  # a bias that did not exist takes the dtype of its weight
             return self._stored_dtype(name.rpartition(".")[0] + ".weight")
 
-    def _transform(self, unit: Unit, view: UnitView, events: Events) -> list[TransformReport]:
-        reports: list[TransformReport] = []
-        self.untouched = not self.transforms_model
-        for transform in self.transforms_model:
-            seed = derived_seed(self.seed, type(transform).__name__)
-            reports.append(transform.apply(view, {}, seed, events))
-        self._sync_twin(unit, view)
-        if self.transforms_block and not self.batches:
-            raise InputError(f"recipe {self.recipe.name!r} reads activations; give it calibration data (--data)")
-        for transform in self.transforms_block:
-            statistics = self.sweep(unit, dict.fromkeys(view.linears, transform.needs), "float", on_work=True)
-            seed = derived_seed(self.seed, type(transform).__name__, unit.name)
-            reports.append(transform.apply(view, statistics, seed, events))
-            self.untouched = False
-        self._sync_twin(unit, view)
-        return reports
-
     def float_requests(self, unit: Unit) -> Requests:
         """What this recipe asks first of the untouched float unit."""
         if self.transforms_model:
@@ -239,22 +222,6 @@ class Engine:
         if self.transforms_block:
             return dict.fromkeys(self._view(unit).linears, self.transforms_block[0].needs)
         return early_requests(self, unit, "float")
-
-    def _sync_twin(self, unit: Unit, view: UnitView) -> None:
-        """Give the float twin the transformed weights, so that both streams live in the same coordinates."""
-        for path in view.online:
-            install_online(self.model.module, path, view.online[path])
-        if self.twin is None:
-            return
-        for name in view.changed:
-            parent, _, leaf = name.rpartition(".")
-            value = self.model.module.get_parameter(name).detach().clone()
-            self.twin.module.get_submodule(parent).register_parameter(leaf, torch.nn.Parameter(value, False))
-        for path in view.removed:
-            parent, _, leaf = path.rpartition(".")
-            setattr(self.twin.module.get_submodule(parent), leaf, torch.nn.Identity())
-        for path in view.online:
-            install_online(self.twin.module, path, view.online[path])
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
@@ -352,14 +319,14 @@ class Engine:
         self.sweep(unit, {}, "float", onto=onto)
         return after
 
-    def _last_to_read(self, unit: Unit) -> bool:
+    def last_to_read(self, unit: Unit) -> bool:
         """Whether nothing behind the unit reads the streams, so that they need not move on."""
         sites = [site for later in self.units[unit.index + 1 :] for site in later.sites]
         return not (any(map(self.coded, sites)) or (sites and self.transforms_block))
 
     def _behind(self, unit: Unit) -> tuple[HiddenStates | None, HiddenStates | None]:
         """The float stream behind the unit, where the recipe reads on; and again if it has to be filled."""
-        if not self.reads_float or self._last_to_read(unit):
+        if not self.reads_float or self.last_to_read(unit):
             return None, None
         shared = None if self.record is None or self.transforms_model else self.record.behind(unit.name)
         if shared is not None:
@@ -398,7 +365,7 @@ class Engine:
                 self.float.clear()
             self.float = after
         self.probe_output = self._probed(unit, self.probe_output)
-        if self.reads_quantized and not self._last_to_read(unit):
+        if self.reads_quantized and not self.last_to_read(unit):
             self.sweep(unit, {}, "quantized", onto=self.quantized)
         self.replay.clear()
         self.twin_replay.clear()

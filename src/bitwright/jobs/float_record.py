@@ -92,7 +92,7 @@ def gather_float(jobs: Sequence[Job], window_bytes: int | None = None, spill: Pa
                 wanted.setdefault(path, []).extend(requests)
         with source.loaded(unit):
             after = None
-            if unit.kind not in ("suffix", "whole"):
+            if not all(engine.last_to_read(unit) for engine in asking):
                 after = HiddenStates(len(batches), window_bytes, spill)
             found[unit.name] = source.sweep(unit, wanted, "float", onto=after)
         if after is not None:

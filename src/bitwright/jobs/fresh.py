@@ -18,6 +18,9 @@ from bitwright.jobs.stored import all_finite
 from bitwright.models import Checkpoint
 from bitwright.models.calling import call_module
 from bitwright.models.stream import logits_of
+from bitwright.runtime.kernels.table import REFERENCE
+from bitwright.runtime.load import load
+from bitwright.runtime.mapped import mapped
 
 PROBE, ANSWER = "probe.safetensors", "answer.safetensors"
 
@@ -55,6 +58,19 @@ def _sound(name: str, value: Tensor) -> bool:
     if not all_finite(value):
         return False
     return not (name.endswith("_scale") and value.is_floating_point()) or bool((value != 0).all())
+
+
+def folder_answer(folder: Path, batch: Batch, skeleton: nn.Module | None = None, *, held: bool = True) -> Tensor:
+    """What the model of a native folder answers by definition: bit for bit what it answered in memory.
+
+    ``held`` loads it, otherwise weights are read as they are used.
+
+    ``skeleton`` is the float network where no config rebuilds it; such a model is loaded.
+    """
+    if held or skeleton is not None:
+        return model_answer(load(folder, skeleton, table=REFERENCE), batch)
+    with mapped(folder, table=REFERENCE) as model:
+        return model_answer(model, batch)
 
 
 def model_answer(model: nn.Module, batch: Batch) -> Tensor:

@@ -24,7 +24,12 @@ _FLOAT = 4
 # What a job allocates whatever the model: journal, report, buffers of the matrix library.
 _FIXED = 8_000_000
 # The report's page, with the library that draws it.
-_REPORT = 32_000_000
+_REPORT = 18_000_000
+# Copies of what lies outside the blocks (embedding, head) that the proof of a rotation holds.
+_ENDS_COPIES = 2.5
+# Copies of all parameters while the whole float model is loaded and run backwards for gradients at its outputs, and for
+# gradients of its weights.
+_OUTPUT_COPIES, _WEIGHT_COPIES = 2.2, 3.2
 # Copies of a weight that learning holds beside the weight: soft form, gradient, two moments and what autograd keeps.
 _LEARNING_COPIES = 8
 
@@ -59,7 +64,7 @@ def estimate_peak(job: Job, opened: Opened) -> int:
     units = split_units(opened.structure)
     laws = _laws(opened)
     kept = 0
-    largest = max(opening_bytes(job, opened), _REPORT if job.out is not None else 0)
+    largest = max(opening_bytes(job, opened), gradients_bytes(job, opened), _REPORT if job.out is not None else 0)
     for unit in units:
         largest = max(largest, kept + _unit_bytes(job, opened, unit, laws) + _streams(job, opened))
         if job.out is None or not opened.model.streamed:
@@ -85,7 +90,19 @@ def opening_bytes(job: Job, opened: Opened) -> int:
     blocks = [sum(s.shape[0] * s.shape[1] for s in unit.sites) * _FLOAT for unit in split_units(opened.structure)]
     largest = max((s.shape[0] * s.shape[1] * _FLOAT for s in opened.structure.sites), default=0)
     kept = min(sum(blocks), max(opened.model.kept_bytes, largest))
-    return kept + (3 * max(blocks, default=0) // 2 if job.recipe.transforms else 0)
+    if not job.recipe.transforms:
+        return kept
+    outside = max((s.shape[0] * s.shape[1] * _FLOAT for s in opened.structure.sites if s.block is None), default=0)
+    return kept + max(3 * max(blocks, default=0) // 2, int(_ENDS_COPIES * outside))
+
+
+def gradients_bytes(job: Job, opened: Opened) -> int:
+    """What backward passes of the whole float model hold, where a stage asks for them."""
+    weights = sum(s.shape[0] * s.shape[1] for s in opened.structure.sites) * _FLOAT
+    needs = [r for c in opened.choices.values() if c.weight is not None for r in c.weight.needs]
+    if any(getattr(r, "reads", "input") == "weight gradient" for r in needs):
+        return int(_WEIGHT_COPIES * weights)
+    return int(_OUTPUT_COPIES * weights) if any(learn.needs_importance for learn in job.recipe.learn) else 0
 
 
 def runs_units(job: Job, opened: Opened) -> bool:

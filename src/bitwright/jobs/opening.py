@@ -16,6 +16,7 @@ from bitwright.jobs.choice import Choice, choose, coded_ties, stream_needs
 from bitwright.jobs.runner import Batch
 from bitwright.jobs.untie import untie
 from bitwright.jobs.workers import HERE, Workers
+from bitwright.machine import keep_large_blocks_apart
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import example_inputs, first_rows
 from bitwright.models.discover import chain_holds
@@ -100,6 +101,8 @@ def open_job(job: Job) -> Opened:
         InputError: if the recipe needs data and none were given, or the recipe selects nothing.
     """
     folder = not isinstance(job.model, nn.Module)
+    if folder:
+        keep_large_blocks_apart()
     model = _opened(job)
     batches = make_batches(job.data, job.batch_size)
     example = one_row(batches[0]) if batches else None

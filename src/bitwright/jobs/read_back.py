@@ -15,21 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.jobs.fresh import model_answer, unsound_tensors
+from bitwright.jobs.fresh import folder_answer, unsound_tensors
 from bitwright.jobs.runner import Batch
 from bitwright.models import Checkpoint
-from bitwright.runtime.load import load
-from bitwright.runtime.mapped import mapped
 
 
 def answer(folder: Path, batch: Batch, *, held: bool) -> tuple[Tensor, tuple[str, ...]]:
     """What the model of a native folder answers to a batch, and the names of its unsound tensors."""
-    if held:
-        y = model_answer(load(folder), batch)
-    else:
-        with mapped(folder) as model:
-            y = model_answer(model, batch)
-    return y, unsound_tensors(Checkpoint.open(folder))
+    return folder_answer(folder, batch, held=held), unsound_tensors(Checkpoint.open(folder))
 
 
 def main(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import hashlib
 import logging
 import platform
@@ -256,6 +257,8 @@ def _record_ties(opened: Opened, events: Events) -> None:
 
 
 def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record: FloatRecord | None) -> Engine:
+    given, importance = weight_gradients(job, opened, record), unit_importance(job, opened, record)
+    gc.collect()  # the float model that they were gathered on refers to itself
     return Engine(
         recipe=job.recipe,
         model=opened.model,
@@ -264,8 +267,8 @@ def _engine(job: Job, opened: Opened, events: Events, work: Path | None, record:
         seed=job.seed,
         events=events,
         twin=opened.twin,
-        given=weight_gradients(job, opened, record),
-        importance=unit_importance(job, opened, record),
+        given=given,
+        importance=importance,
         record=record,
         probe=probe_batch(job, opened) if job.verify and job.out is not None else None,
         release=work is not None and opened.model.streamed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,11 +11,13 @@ import torch
 
 from bitwright.jobs.memory import runs_units
 from bitwright.jobs.opening import Job, Opened
-from bitwright.jobs.sampling import SolveLaw, timed_law
+from bitwright.jobs.sampling import SolveLaw, probe_clock, timed_law
 from bitwright.jobs.units import Unit, split_units
 
 # A fresh process that imports torch and transformers and opens the result, on a machine of the usual speed.
 _START_SECONDS = 4.0
+# The report's page: its library is imported and a few pictures are drawn.
+_REPORT_SECONDS = 0.8
 # Reading back: every weight is unpacked and multiplied by 64 tokens, every tensor is scanned; passes over the weights.
 _READ_BACK_PASSES = 12
 # Passes over a weight that learning makes in one step: soft rounding, its gradient, the optimiser.
@@ -65,10 +66,11 @@ class Probe:
 
 def _best(work: Callable[[], object], repeats: int = 3) -> float:
     taken = []
+    clock = probe_clock()
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock()
         work()
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return max(min(taken), 1e-9)
 
 
@@ -115,6 +117,7 @@ def estimate_seconds(job: Job, opened: Opened, written: int, probe: Probe) -> fl
         source = sum(i.bytes for i in opened.model.checkpoint.tensors.values()) if opened.model.checkpoint else written
         # Digests of what is read and of what is written; the file itself; the search for NaN in what is copied.
         total += (source + written) / rates.digest + 4 * written / rates.copy
+        total += _REPORT_SECONDS * rates.slowness
         if job.verify:
             weights = sum(s.shape[0] * s.shape[1] for s in opened.structure.sites)
             total += _READ_BACK_PASSES * 8 * weights / rates.copy + 2 * 64 * weights / rates.matmul

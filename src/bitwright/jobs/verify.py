@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.jobs.fresh import answer_in_fresh_process, model_answer, unsound_tensors
+from bitwright.jobs.fresh import answer_in_fresh_process, folder_answer, unsound_tensors
 from bitwright.jobs.stored import source_keys, stored_dtype
 from bitwright.models import Checkpoint
-from bitwright.runtime.load import load
 
 if TYPE_CHECKING:
     from bitwright.jobs.run import JobResult
@@ -83,7 +82,7 @@ def verify(folder: Path, result: JobResult, skeleton: nn.Module | None = None, t
     else:
         bad = unsound_tensors(checkpoint)
         if probe is not None:
-            answer = model_answer(load(folder, skeleton), probe.batch)
+            answer = folder_answer(folder, probe.batch, skeleton, held=job.max_memory is None)
     difference = kl = agreement = moved = None
     if probe is not None and answer is not None:
         difference = relative_difference(answer, probe.quantized)

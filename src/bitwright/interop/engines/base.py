@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bitwright.errors import InputError
 from bitwright.formats import Block, Channel, Format, Group, Tensor
-from bitwright.interop.compressed_tensors.scheme import scheme_of
+from bitwright.interop.compressed_tensors.refusal import Refusal
+from bitwright.interop.compressed_tensors.scheme import find_scheme
 
 Split = Literal["rows", "columns", "none"]
 """How tensor parallelism cuts a weight ``[out, in]``: by its rows (what reads the residual stream), by its columns
@@ -74,11 +74,8 @@ class Engine(Protocol):
 def unrepresentable(layer: Layer) -> str:
     """Why compressed-tensors cannot express a layer's weight; empty where it can."""
     assert layer.weight is not None
-    try:
-        scheme_of(layer.path, layer.weight, layer.shape, layer.input)
-    except InputError as error:
-        return str(error).removeprefix(f"{layer.path}: not representable because ").partition("; nearest legal")[0]
-    return ""
+    found = find_scheme(layer.weight, layer.shape, layer.input)
+    return found.reason if isinstance(found, Refusal) else ""
 
 
 def shard(layer: Layer, parallel: int) -> tuple[int, int] | str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bitwright.interop.compressed_tensors.scheme import FLOAT8, INTEGER, MXFP4, NVFP4, PACKED, Scheme, scheme_of
+from bitwright.interop.compressed_tensors.refusal import Refusal
+from bitwright.interop.compressed_tensors.scheme import FLOAT8, INTEGER, MXFP4, NVFP4, PACKED, Scheme, find_scheme
 from bitwright.interop.engines.base import (
     Layer,
     Objection,
@@ -14,7 +15,6 @@ from bitwright.interop.engines.base import (
     joined_objections,
     plain_objections,
     shard,
-    unrepresentable,
 )
 
 # Limits of the Marlin kernels that serve packed integers.
@@ -49,10 +49,10 @@ class Vllm:
             yield f"layers of the kind {layer.kind} are not served quantized"
             return
         assert layer.weight is not None
-        if why := unrepresentable(layer):
-            yield why
+        scheme = find_scheme(layer.weight, layer.shape, layer.input)
+        if isinstance(scheme, Refusal):
+            yield scheme.reason
             return
-        scheme = scheme_of(layer.path, layer.weight, layer.shape, layer.input)
         part = shard(layer, parallel)
         if isinstance(part, str):
             yield part
