@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from tests.architectures.building import demands
 from tests.architectures.mappings import Entry
 from tests.architectures.measuring import measure
 from tests.architectures.page import keeps, page, quantizes
@@ -69,6 +70,30 @@ def test_tiny_configs_keep_proportions() -> None:
     assert small.intermediate_size == 176  # 11008 / 4096 * 64, in sixteenths
     assert small.vocab_size == 128
     assert tiny_config(Qwen2Config, use_sliding_window=True).use_sliding_window
+
+
+@pytest.mark.parametrize(
+    ("message", "demanded"),
+    [
+        ("width must be 0, got 256", {"*.width": 0}),
+        ("QSA requires kv_heads=1.", {"*.kv_heads": 1}),
+        ("index_topk (2) must be divisible by index_pool (16).", {"*.index_topk": 16}),
+        ("`text.hidden_size` (64) must match `text_config.hidden_size` (256).", {"text.hidden_size": 256}),
+        ("`context` (40) must be smaller than `chunk` (8).", {"*.context": 4}),
+        ("`chunk` must be a multiple of hop length (3200), got 8.", {"*.chunk": 3200}),
+        ("something else", {}),
+    ],
+)
+def test_a_config_may_say_what_it_wants(message: str, demanded: dict[str, int]) -> None:
+    assert demands(message) == demanded
+
+
+def test_what_is_demanded_reaches_the_part_that_has_the_field() -> None:
+    from transformers import Qwen2VLConfig
+
+    config = tiny_config(Qwen2VLConfig, **{"*.num_key_value_heads": 1, "vision_config.depth": 3})
+    assert config.text_config.num_key_value_heads == 1
+    assert config.vision_config.depth == 3
 
 
 def test_results_survive_a_torn_last_line(tmp_path: Path) -> None:

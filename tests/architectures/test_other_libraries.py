@@ -1,4 +1,4 @@
-"""Networks of diffusers and timm with random weights; skipped where the libraries are not installed."""
+"""Networks of diffusers, timm and in torchvision's style; what is not installed is skipped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import torch
 from torch import nn
 
 from tests.architectures.building import Built, randomised
-from tests.architectures.measuring import Row, measure_built
+from tests.architectures.mappings import Entry
+from tests.architectures.measuring import Row, measure, measure_built
+from tests.architectures.others import entries_of, noise
 from tests.architectures.page import keeps, quantizes
 from tests.architectures.shrinking import STRATEGIES
-
-
-def _row(module: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-    torch.manual_seed(0)
-    return vars(measure_built(Row("other/module", True), Built(randomised(module), batch, STRATEGIES[0])))
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -25,38 +22,37 @@ def _check(row: dict[str, Any]) -> None:
     assert row["blocks"] > 1
 
 
-def _noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def test_a_unet_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
-    module = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
-    )  # fmt: skip
-    row = _row(module, {"sample": _noise(2, 4, 8, 8), "timestep": torch.tensor([3, 5]),
-                        "encoder_hidden_states": _noise(2, 6, 32)})  # fmt: skip
+@pytest.mark.parametrize("key", ["cnn/resnet-basic/ResNet", "cnn/mobilenet-v3/MobileNetV3", "cnn/convnext/ConvNeXt"])
+def test_a_convolutional_network(key: str) -> None:
+    row = vars(measure(Entry(*key.split("/"))))
     _check(row)
+    assert row["pairs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "blocks"), [("diffusers/unet/UNet2DConditionModel", 4), ("diffusers/dit/DiTTransformer2DModel", 3)]
+)
+def test_a_network_of_diffusers(key: str, blocks: int) -> None:
+    pytest.importorskip("diffusers", exc_type=ImportError)
+    row = vars(measure(Entry(*key.split("/"))))
+    _check(row)
+    assert row["blocks"] == blocks
     assert row["kept"]["smoothing"]["error"] is not None
 
 
-def test_a_diffusion_transformer_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
-    module = diffusers.DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=16, in_channels=4, num_layers=3, sample_size=8, patch_size=2,
-        num_embeds_ada_norm=10,
-    )  # fmt: skip
-    steps, labels = torch.tensor([3, 5]), torch.tensor([1, 2])
-    batch = {"hidden_states": _noise(2, 4, 8, 8), "timestep": steps, "class_labels": labels}
-    row = _row(module, batch)
-    _check(row)
-    assert row["blocks"] == 3
+def test_what_is_not_installed_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert entries_of("diffusers") == []
+    assert len(entries_of("cnn")) == 8
+
+
+def _row(module: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return vars(measure_built(Row("other/module", True), Built(randomised(module), batch, STRATEGIES[0])))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "efficientnet_b0"])
 def test_a_convolutional_network_of_timm(name: str) -> None:
     timm = pytest.importorskip("timm", exc_type=ImportError)
-    _check(_row(timm.create_model(name, pretrained=False), {"x": _noise(2, 3, 64, 64)}))
+    _check(_row(timm.create_model(name, pretrained=False), {"x": noise(2, 3, 64, 64)}))
