@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/bits.h"
+#include "core/sweep.h"
 #include "core/weight.h"
 
 namespace bw {
@@ -26,6 +28,28 @@ struct Kernels {
   void (*linear_int8)(const Weight&, const QuantizedRows&, const Output&, int threads);
   // Products in fp32, activations as they are.
   void (*linear_float)(const Weight&, const FloatRows&, const Output&, int threads);
+
+  // -- bits: dense streams of codes -----------------------------------------------------------------------------
+  void (*pack_bits)(const BitStreams&, const uint8_t* codes, uint8_t* packed, int threads);
+  void (*unpack_bits)(const BitStreams&, const uint8_t* packed, uint8_t* codes, int threads);
+
+  // -- sweep: second-order rounding, column by column -----------------------------------------------------------
+  // `factors` is scratch: 8 floats for every finished column, feed and begun panel of eight columns of a call.
+  // Weights w[out][in] into the targets, and the targets' values back to values[out][in].
+  void (*sweep_load)(const Sweep&, const float* w, int threads);
+  void (*sweep_values)(const Sweep&, float* values, int threads);
+  // The columns x become the weights, which know of no other column yet.
+  void (*sweep_begin)(const Sweep&, const Columns& x, int threads);
+  // The columns first .. last of x take in what the finished columns from .. to feed back, in that order.
+  void (*sweep_feed)(const Sweep&, const Columns& x, int64_t from, int64_t to, int64_t first, int64_t last,
+                     float* factors, int threads);
+  // Rounds the columns first .. last of x, which know of all columns before `first`; codes[out][in].
+  void (*sweep_round)(const Sweep&, const Columns& x, int64_t first, int64_t last, const Rounding&, uint8_t* codes,
+                      float* factors, int threads);
+  // Writes what the columns would be if none of them were rounded or carried, current[out][stride]; of a run of calls
+  // that covers a span, each call sees the history that the one before left. Targets stay.
+  void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
+                     float* factors, int threads);
 };
 
 // The tables of this build that the processor can run, the fastest first; ends with scalar.

@@ -1,7 +1,9 @@
 // Compiled once for each instruction set: which functions it has.
 #include "core/table.h"
 
+#include "kernels/bits.h"
 #include "kernels/linear.h"
+#include "kernels/sweep.h"
 
 namespace bw::BW_ISA {
 
@@ -17,6 +19,14 @@ const Kernels& table() {
       .gather_rows = gather_rows,
       .linear_int8 = linear_int8,
       .linear_float = linear_float,
+      .pack_bits = pack_bits,
+      .unpack_bits = unpack_bits,
+      .sweep_load = sweep_load,
+      .sweep_values = sweep_values,
+      .sweep_begin = sweep_begin,
+      .sweep_feed = sweep_feed,
+      .sweep_round = sweep_round,
+      .sweep_look = sweep_look,
   };
   return kernels;
 }

@@ -137,6 +137,17 @@ inline F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 inline F32x16 max(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F32x16 min(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F32x16 div(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F32x16 round_even(F32x16 x) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+inline I32x16 count_greater(I32x16 count, F32x16 x, F32x16 y) {
+  // A true comparison is -1.
+  const auto greater = [](__m256 p, __m256 q) { return _mm256_castps_si256(_mm256_cmp_ps(p, q, _CMP_GT_OQ)); };
+  return {_mm256_sub_epi32(count.a, greater(x.a, y.a)), _mm256_sub_epi32(count.b, greater(x.b, y.b))};
+}
 inline F32x16 absolute(F32x16 x) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};

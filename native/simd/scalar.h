@@ -155,6 +155,22 @@ inline F32x16 max(F32x16 a, F32x16 b) {
   BW_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return a;
 }
+inline F32x16 min(F32x16 a, F32x16 b) {
+  BW_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+inline F32x16 div(F32x16 a, F32x16 b) {
+  BW_EACH a.v[i] /= b.v[i];
+  return a;
+}
+inline F32x16 round_even(F32x16 a) {
+  BW_EACH a.v[i] = std::nearbyint(a.v[i]);
+  return a;
+}
+inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
+  BW_EACH count.v[i] += a.v[i] > b.v[i];
+  return count;
+}
 inline F32x16 absolute(F32x16 a) {
   BW_EACH a.v[i] = std::fabs(a.v[i]);
   return a;

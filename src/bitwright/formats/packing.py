@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
+from bitwright.native.bits import pack_bits, unpack_bits
 
 
 def _check_bits(bits: int) -> None:
@@ -30,6 +31,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     _check_bits(bits)
     if codes.dtype != torch.uint8 or codes.dim() != 2:
         raise InputError(f"pack takes a uint8 matrix, not {codes.dtype} of shape {tuple(codes.shape)}")
+    compiled = pack_bits(codes, bits)
+    if compiled is not None:
+        return compiled
+    return _pack_by_words(codes, bits)
+
+
+def _pack_by_words(codes: Tensor, bits: int) -> Tensor:
+    """The plain form of :func:`pack`."""
     rows, n = codes.shape
     if bits == 8:
         return codes.clone()
@@ -73,9 +82,16 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     _check_bits(bits)
     if packed.dtype != torch.uint8 or packed.dim() != 2:
         raise InputError(f"unpack takes a uint8 matrix, not {packed.dtype} of shape {tuple(packed.shape)}")
-    rows, width = packed.shape
+    width = packed.shape[1]
     if width != packed_columns(n, bits):
         raise InputError(f"{n} codes of {bits} bits take {packed_columns(n, bits)} bytes a row, not {width}")
+    compiled = unpack_bits(packed, bits, n)
+    return _unpack_by_words(packed, bits, n) if compiled is None else compiled
+
+
+def _unpack_by_words(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The plain form of :func:`unpack`."""
+    rows, width = packed.shape
     if bits == 8:
         return packed.clone()
     if bits in (1, 2, 4):

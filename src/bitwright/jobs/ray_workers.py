@@ -15,6 +15,7 @@ import torch
 from bitwright.errors import BitwrightError, InputError
 from bitwright.jobs.workers import Shared
 from bitwright.machine import usable_cores
+from bitwright.native import chosen
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def import_ray() -> Any:
 def machine_words() -> str:
     """What the last bits of a sum depend on beside the threads: versions and instructions."""
     version = str(torch.__version__).split("+")[0]
-    return f"torch {version}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {version}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}, kernels {chosen()}"
 
 
 def _work(function: Callable[[Item], Found], item: Item, threads: int) -> tuple[str, str, Found]:

@@ -5,6 +5,6 @@ set that the processor has; without the extension (an installation without a com
 ``None`` and everything runs on torch.
 """
 
-from bitwright.native.loading import extension, instruction_sets, library, require_library, unavailable
+from bitwright.native.loading import chosen, extension, instruction_sets, library, require_library, unavailable
 
-__all__ = ["extension", "instruction_sets", "library", "require_library", "unavailable"]
+__all__ = ["chosen", "extension", "instruction_sets", "library", "require_library", "unavailable"]

@@ -34,6 +34,11 @@ def instruction_sets() -> tuple[str, ...]:
     return () if found is None else tuple(found.instruction_sets())
 
 
+def chosen() -> str:
+    """The instruction set that kernels run on here, ``none`` without a build: results may differ in last bits."""
+    return next(iter(instruction_sets()), "none")
+
+
 @lru_cache(maxsize=8)
 def _opened(name: str) -> Library:
     return _extension()[0].Library(name)

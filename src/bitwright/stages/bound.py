@@ -209,6 +209,47 @@ class BoundQuantizer:
         assert parts[0] is not None
         return list(parts[0].unbind()), None if parts[1] is None else list(parts[1].unbind())
 
+    # -- what compiled sweeps read ------------------------------------------------------------------------------
+
+    @property
+    def form(self) -> Affine | Levels | None:
+        """The plain form of the grid, ``None`` for learned tables."""
+        return self._form
+
+    def parameter_sets(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The set of parameters of each column (int64), and the sets: scale and zero point ``[sets, out]``."""
+        layout, out = self.layout, self.shape[0]
+        if self._rows_end_groups or (isinstance(layout, AxisLayout) and not layout.transposed):
+            groups, index = torch.unique(columns // layout.group_length, return_inverse=True)
+            zero = None if self.zero is None else self.zero.view(out, -1)[:, groups].t()
+            return index, self.scale.view(out, -1)[:, groups].t(), zero
+        scale, zero = self._expand()
+        if scale.shape[1] == 1:
+            chosen, index = torch.zeros(1, dtype=torch.int64), torch.zeros_like(columns)
+        else:
+            chosen, index = columns, torch.arange(len(columns))
+        picked = None if zero is None else zero.expand(out, -1)[:, chosen].t()
+        return index, scale.expand(out, -1)[:, chosen].t(), picked
+
+    def row_tables(self) -> Tensor | None:
+        """Learned tables ``[sets, levels, out]``; ``None`` without, or where rows have no tables of their own."""
+        if self._tables is None or not isinstance(self.layout, AxisLayout) or self.layout.transposed:
+            return None
+        return self._tables.view(*self.layout.params_shape, -1).permute(1, 2, 0)
+
+    def row_borders(self) -> Tensor:
+        """Where the levels of :meth:`row_tables` meet, ``[sets, levels - 1, out]``."""
+        assert self._tables is not None
+        return middles_below(self._tables).view(*self.layout.params_shape, -1).permute(1, 2, 0)
+
+    def table_sets(self, columns: Tensor) -> Tensor:
+        """The set of tables of each column."""
+        return columns // self.layout.group_length
+
+    def accept(self, codes: Tensor) -> None:
+        """Keep the uint8 codes ``[out, in]`` of a sweep that rounded every column."""
+        self._codes, self._taken = codes, None
+
     # -- rounding -----------------------------------------------------------------------------------------------
 
     def tile(self, columns: Tensor) -> Tile:

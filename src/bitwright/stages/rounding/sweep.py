@@ -4,6 +4,9 @@ Column k of the current weight is ``w_k + sum_(j<k) U_jk (w_j - q_j)``, where ``
 rules that also follow the input's own error, ``+ sum_(j<k) G_jk c_j`` with the current columns ``c``. The sums are
 taken lazily: over all earlier blocks in one matrix product per block, within a block half by half (the first half is
 finished, then feeds back to the second in one product), and column by column only within runs of a few.
+
+Where compiled kernels are installed they do all of this (:mod:`bitwright.stages.rounding.compiled`); what follows here
+is for installations without, and the tests' reference.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bitwright.stages.bound import BoundQuantizer
+from bitwright.stages.rounding.compiled import serves, sweep_blocks
 
 # Columns per innermost run: few enough that their history stays in the cache.
 _RUN = 32
@@ -47,11 +51,16 @@ def sweep(
     natural = bool(torch.equal(order, torch.arange(columns)))
     importance = torch.empty(columns)
     importance[order] = factor.pivots
-    state = _State(w, bound, order, factor.upper, carry, importance)
     refit = natural and bound.refits
     spans = dict(bound.spans) if refit else {}
     if not refit:
         bound.open_all(w, importance)
+    if serves(w, bound):
+        # A window holds whole spans, but for one that is all columns.
+        width = max((stop - start for start, stop in spans.items() if start > 0), default=0)
+        blocks = _blocks(columns, max(block, width), spans)
+        return sweep_blocks(w, bound, order, factor.upper, carry, blocks, spans, importance)
+    state = _State(w, bound, order, factor.upper, carry, importance)
     for start, stop in _blocks(columns, block, spans):
         state.round_block(start, stop, spans)
     value = state.target if natural else state.target[torch.argsort(order)]
