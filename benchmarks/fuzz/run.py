@@ -4,15 +4,18 @@ Protocol: per target, ``cases`` random changes (seeds 0, 1, ...) of a valid file
 read in a forked child that may add 1 GiB of address space and take two minutes for all cases of the target. A case must
 be accepted or refused by an InputError; anything else is a finding and is printed with its seed.
 
-``--atheris SECONDS`` runs the coverage-guided fuzzer (``pip install atheris``) on the header, config and format readers
-instead; without atheris it says so and ends.
+``--atheris SECONDS`` runs the coverage-guided fuzzer (``pip install atheris``) on the readers of headers, configs, GGUF
+files, formats, rules and requests instead, and adds its counts to the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +26,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from types import FunctionType
 
 import torch
 
@@ -75,14 +79,47 @@ def fuzz(name: str, target: Target, cases: int, first: int, place: Path) -> dict
     return {**row, **json.loads(found.read_text(encoding="utf-8"))}
 
 
-def guided(seconds: int, chosen: dict[str, Target], place: Path) -> None:
-    """Let atheris look for inputs; the first byte chooses the target."""
-    try:
-        import atheris  # type: ignore[import-not-found]
-    except ImportError:
-        logger.warning("atheris is not installed; run: pip install atheris (the random cases need nothing)")
-        return
-    picked = [chosen[name] for name in ("checkpoint, bytes", "index", "config", "format", "rules", "request")]
+GUIDED = ("checkpoint, bytes", "index", "config", "gguf", "format", "rules", "request")
+
+
+def guided(seconds: int, chosen: dict[str, Target], place: Path) -> dict[str, object]:
+    """Let atheris look for inputs in a forked child, which it ends itself; return what it said of the run."""
+    if importlib.util.find_spec("atheris") is None:
+        raise SystemExit("atheris is not installed; run: pip install atheris (the random cases need nothing)")
+    said = place / "atheris.log"
+    child = os.fork()
+    if child == 0:
+        status = 3
+        try:
+            with said.open("wb") as file:
+                os.dup2(file.fileno(), 2)
+            _search(seconds, chosen, place)
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = said.read_text(encoding="utf-8", errors="replace")
+    runs = re.search(r"Done (\d+) runs in (\d+) second", text) or re.search(r"number_of_executed_units: (\d+)()", text)
+    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", text)
+    if status != 0 or runs is None:
+        return {"targets": list(GUIDED), "status": status, "finding": text[-3000:]}
+    coverage, features, kept = map(int, covered[-1])
+    return {
+        "targets": list(GUIDED), "seconds": seconds, "runs": int(runs[1]), "coverage": coverage, "features": features,
+        "inputs_kept": kept, "findings": 0,
+    }  # fmt: skip
+
+
+def _search(seconds: int, chosen: dict[str, Target], place: Path) -> None:
+    """Run the search; the first byte of an input chooses the target. Only our own code is watched."""
+    import atheris  # type: ignore[import-not-found]
+
+    picked = [chosen[name] for name in GUIDED]
     folders = [Path(shutil.copytree(target.folder, place / f"guided-{i}")) for i, target in enumerate(picked)]
 
     def one(data: bytes) -> None:
@@ -93,8 +130,13 @@ def guided(seconds: int, chosen: dict[str, Target], place: Path) -> None:
     corpus.mkdir()
     for i, target in enumerate(picked):
         (corpus / str(i)).write_bytes(bytes([i]) + target.valid())
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", "-rss_limit_mb=4096", str(corpus)], one)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("bitwright"):
+            for function in [f for f in vars(module).values() if isinstance(f, FunctionType)]:
+                if function.__module__ == name:
+                    atheris.instrument_func(function)
+    settings = [f"-max_total_time={seconds}", "-rss_limit_mb=4096", "-print_final_stats=1", "-timeout=60"]
+    atheris.Setup([sys.argv[0], *settings, str(corpus)], one)
     atheris.Fuzz()
 
 
@@ -112,8 +154,11 @@ def main() -> int:
         place = Path(folder)
         chosen = {name: t for name, t in prepared(place).items() if name.startswith(options.only)}
         if options.atheris:
-            guided(options.atheris, chosen, place)
-            return 0
+            found = guided(options.atheris, chosen, place)
+            logger.info("%s", json.dumps(found))
+            content = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+            RESULT.write_text(json.dumps({**content, "guided": found}, indent=1) + "\n", encoding="utf-8")
+            return 1 if "finding" in found else 0
         rows = []
         for name, target in chosen.items():
             rows.append(fuzz(name, target, options.cases, options.first_seed, place))
@@ -127,6 +172,8 @@ def main() -> int:
             **totals, "findings": sum(len(row["findings"]) for row in rows),  # type: ignore[misc, arg-type]
             "seconds": round(sum(float(str(row["seconds"])) for row in rows), 1), "targets": rows,
         }  # fmt: skip
+        if RESULT.exists() and "guided" in (before := json.loads(RESULT.read_text(encoding="utf-8"))):
+            content["guided"] = before["guided"]
         RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 1 if any(row["findings"] for row in rows) else 0
 

@@ -208,9 +208,14 @@ def targets(place: Path, model: Path, native: Path) -> Mapping[str, Target]:
         "gguf": Target(files, "model.gguf", change_bytes, read_tensors),
         "rules": Target(files, "rules.toml", change_bytes, lambda f: read_rules(f / "rules.toml")),
         "format": Target(files, "format.txt", change_bytes, _read_formats),
-        "request": Target(files, "job.json", change_json, lambda f: Request.from_json((f / "job.json").read_text())),
+        "request": Target(files, "job.json", change_json, _read_request),
         "journal": Target(files, "journal.jsonl", change_bytes, read_journal),
     }
+
+
+def _read_request(folder: Path) -> None:
+    # As ``bitwright resume`` reads it.
+    Request.from_json((folder / "job.json").read_text(encoding="utf-8", errors="replace"))
 
 
 def _read_formats(folder: Path) -> None:
