@@ -16,6 +16,7 @@ from bitwright.errors import InputError
 from bitwright.events import Events
 from bitwright.formats import parse
 from bitwright.jobs.engine import Engine
+from bitwright.jobs.transforming import transform_unit
 from bitwright.jobs.untie import untie
 from bitwright.models import Model, Structure, discover, open_model
 from bitwright.models.calling import call_module
@@ -155,8 +156,17 @@ def _kept(built: Built, structure: Structure, name: str, transform: Transform) -
     except Exception as failure:
         return Kept(failure=said(name, failure))
     if not places:
-        return Kept(why=next(iter(structure.reasons), "no pair lies inside one block"))
+        return Kept(why=_idle(structure))
     return Kept(error, places)
+
+
+def _idle(structure: Structure) -> str:
+    """Why a transform of norms and linears found no place although there are pairs."""
+    kinds = {pair.kind for pair in structure.pairs}
+    if kinds and kinds <= {"batchnorm_conv", "conv_conv"}:
+        return "its pairs are those of convolutions, which BatchNorm folding and equalization take"
+    others = (r for r in structure.reasons if not r.startswith("residual rotation"))
+    return next(others, "no pair lies inside one block")
 
 
 def _not_offered(structure: Structure, name: str) -> str:
@@ -178,7 +188,7 @@ def apply(module: nn.Module, batch: Batch, structure: Structure, *transforms: Tr
     engine = Engine(recipe, model, structure, [tensors_only(batch)])
     places = 0
     for unit in engine.units:
-        reports: list[TransformReport] = engine._transform(unit, engine._view(unit), Events())
+        reports: list[TransformReport] = transform_unit(engine, unit, engine._view(unit), Events())
         places += sum(len(report.places) for report in reports)
         engine._advance(unit, engine._float_outputs(unit))
     return places

@@ -17,6 +17,7 @@ from bitwright.formats import parse
 from bitwright.jobs import Job
 from bitwright.jobs.engine import Engine
 from bitwright.jobs.opening import open_job
+from bitwright.jobs.transforming import transform_unit
 from bitwright.jobs.view import UnitView
 from bitwright.models import open_model
 from bitwright.recipes import Recipe
@@ -54,7 +55,7 @@ def _transform(module: nn.Module, ids: Tensor | dict[str, Tensor], *transforms: 
     views = {}
     for unit in engine.units:
         view = views[unit.name] = engine._view(unit)
-        engine._transform(unit, view, Events())
+        transform_unit(engine, unit, view, Events())
         engine._advance(unit, engine._float_outputs(unit))
     return views
 
@@ -150,7 +151,7 @@ def test_scaling_never_loses_to_no_scaling() -> None:
     engine = _engine(copy.deepcopy(reference), ids, (ActivationAwareScaling(points=6),))
     for unit in engine.units:
         view = engine._view(unit)
-        for report in engine._transform(unit, view, Events()):
+        for report in transform_unit(engine, unit, view, Events()):
             errors += [values["error_ratio"] for _, values in report.places]
             assert all(0 <= values["alpha"] < 1 for _, values in report.places)
         engine._advance(unit, engine._float_outputs(unit))

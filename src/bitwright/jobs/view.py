@@ -93,7 +93,7 @@ class UnitView:
         self._input_quantizers = input_quantizers
         self._trial = trial
         self._sites: dict[str, WeightSite] = {s.path: s for s in structure.sites}
-        self.linears = tuple(s.path for s in unit.sites if s.kind in ("linear", "conv"))
+        self.linears = tuple(s.path for s in unit.sites if s.kind in ("linear", "conv") and s.whole)
         self.changed: set[str] = set()
         # Calls of the experts of one family, taken in one run for all; see _calls.
         self._experts_calls: dict[str, list[Call]] = {}
