@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from bitwright.errors import InputError
 from bitwright.jobs import Job, page, run
 from bitwright.jobs.journal import Journal
 from bitwright.jobs.request import build_recipe
-from tests.fault.killing import killed_at, no_picture
+from tests.fault.killing import killed_at
 from tests.unit.jobs_toys import change_tensor, digests, in_child, save_ids, save_model, tiny_llama, token_ids
 
+pytestmark = pytest.mark.usefixtures("single_thread_without_pictures")
 _FIGURE = page._figure
 UNITS = 4  # prefix, two blocks, suffix
 
@@ -30,15 +30,6 @@ UNITS = 4  # prefix, two blocks, suffix
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "toy", tiny_llama())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(page, "_figure", no_picture)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _job(model: Path, out: Path, recipe: str = "gptq", weights: str = "int4 g16 asym", seed: int = 0) -> Job:

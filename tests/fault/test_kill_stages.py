@@ -5,34 +5,25 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import jinja2  # noqa: F401  (imported before the forks, so that no child pays for it)
 import pytest
-import torch
 
 from bitwright.cli.main import run as run_command
 from bitwright.errors import InputError
-from bitwright.jobs import Job, page, run
+from bitwright.jobs import Job, run
 from bitwright.jobs.request import build_recipe
-from tests.fault.killing import killed_at, no_picture, steps_of
+from tests.fault.killing import killed_at, steps_of
 from tests.unit.jobs_toys import digests, in_child, save_model, tiny_llama, token_ids
+
+pytestmark = pytest.mark.usefixtures("single_thread_without_pictures")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "toy", tiny_llama(layers=1))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(page, "_figure", no_picture)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _job(model: Path, out: Path, verify: bool = True, weights: str = "int4 g16 asym") -> Job:

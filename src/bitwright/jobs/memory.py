@@ -93,7 +93,7 @@ def opening_bytes(job: Job, opened: Opened) -> int:
     if not job.recipe.transforms:
         return kept
     outside = max((s.shape[0] * s.shape[1] * _FLOAT for s in opened.structure.sites if s.block is None), default=0)
-    return kept + max(3 * max(blocks, default=0) // 2, int(_ENDS_COPIES * outside))
+    return max(kept + 3 * max(blocks, default=0) // 2, int(_ENDS_COPIES * outside))
 
 
 def gradients_bytes(job: Job, opened: Opened) -> int:
@@ -160,8 +160,13 @@ def _needs(opened: Opened, group: Sequence[WeightSite]) -> list[Statistic]:
 
 def _result_bytes(request: Statistic, columns: int) -> int:
     """A finished statistic: second moments are fp32 matrices, all else is as large as what gathers it."""
-    square = request.memory_bytes(2 * columns) > 3 * request.memory_bytes(columns)
-    return min(request.memory_bytes(columns), _FLOAT * columns**2) if square else request.memory_bytes(columns)
+    held = request.memory_bytes(columns)
+    return min(held, _FLOAT * columns**2) if is_matrix(request) else held
+
+
+def is_matrix(request: Statistic) -> bool:
+    """Whether a statistic is a matrix over pairs of channels (asked at widths that sum in one precision)."""
+    return request.memory_bytes(128) > 3 * request.memory_bytes(64)
 
 
 def _pass_bytes(opened: Opened, unit: Unit) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bitwright.jobs.memory import runs_units
+from bitwright.jobs.memory import is_matrix, runs_units
 from bitwright.jobs.opening import Job, Opened
 from bitwright.jobs.sampling import SolveLaw, probe_clock, timed_law
 from bitwright.jobs.units import Unit, split_units
@@ -170,8 +170,8 @@ def _statistics_seconds(opened: Opened, unit: Unit, tokens: int, rates: Rates) -
         columns = group[0].shape[1]
         weights = [w for s in group if (w := opened.choices[s.path].weight) is not None]
         for request in dict.fromkeys(r for w in weights for r in w.needs):
-            square = request.memory_bytes(2 * columns) > 3 * request.memory_bytes(columns)
-            total += tokens * columns**2 / 1.8 / rates.matmul if square else 8 * tokens * columns / rates.copy
+            matrix = is_matrix(request)
+            total += tokens * columns**2 / 1.8 / rates.matmul if matrix else 8 * tokens * columns / rates.copy
     return total
 
 
