@@ -48,8 +48,14 @@ def compare(
     assert float((found.float() - wanted.float()).abs().max()) <= TOLERANCE[dtype] * 4
 
 
-@pytest.mark.parametrize("value", ["int8 token", "int4 g8 asym", "int2 g16 asym", None])
-@pytest.mark.parametrize("key", ["int8 token", "int4 g16 asym", "int4 g32 axis=0 asym", "int2 g16 axis=0 asym", None])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("int8 token", "int8 token"), ("int4 g16 asym", "int4 g8 asym"), ("int4 g32 axis=0 asym", "int8 token"),
+        ("int2 g16 axis=0 asym", "int2 g16 asym"), ("int4 g8 axis=0", "int4 g16 asym"), ("int8 g64 axis=0", None),
+        (None, "int2 g16 asym"), (None, None),
+    ],
+)  # fmt: skip
 def test_keys_and_values_of_any_width(key: str | None, value: str | None, device: torch.device) -> None:
     compare(key, value, device, queries=2, shape=(2, 2, 36, 16))
 
@@ -67,13 +73,13 @@ def test_other_grids_and_scales(text: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("repeat", "queries"), [(1, 1), (4, 8), (8, 1), (3, 30)])
+@pytest.mark.parametrize(("repeat", "queries"), [(4, 8), (3, 30)])
 def test_grouped_queries_and_dtypes(repeat: int, queries: int, dtype: torch.dtype, device: torch.device) -> None:
     compare("int4 g16 asym", "int4 g16 asym", device, dtype=dtype, repeat=repeat, queries=queries)
 
 
-@pytest.mark.parametrize(("tokens", "dim"), [(1, 8), (63, 20), (65, 64), (200, 8)])
-@pytest.mark.parametrize("splits", [0, 1, 2, 1000])
+@pytest.mark.parametrize(("tokens", "dim"), [(1, 8), (65, 20), (200, 64)])
+@pytest.mark.parametrize("splits", [0, 2, 1000])
 def test_lengths_head_sizes_and_splits(tokens: int, dim: int, splits: int, device: torch.device) -> None:
     compare("int8 token", "int8 token", device, shape=(1, 2, tokens, dim), splits=splits)
 

@@ -64,13 +64,13 @@ def test_every_format_decodes_and_multiplies(text: str, device: torch.device) ->
     columns = 320 if "block" in text or "b64" in text else 200
     term = coded(text, columns=columns)
     weight = prepared(term, device)
-    for tokens, dtype in ((1, torch.float32), (3, torch.float16), (9, torch.float16), (17, torch.bfloat16)):
+    for tokens, dtype in ((2, torch.float32), (9, torch.float16)):
         x = random(tokens, columns, seed=1).to(device, dtype)
         agree(linear(x, weight), x, term.dequantize())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 33, 70])
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 70])
 @pytest.mark.parametrize(("out", "columns"), [(1, 1), (130, 129), (16, 40)])
 def test_any_number_of_tokens_and_any_shape(
     tokens: int, out: int, columns: int, dtype: torch.dtype, device: torch.device

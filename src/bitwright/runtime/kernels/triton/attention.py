@@ -123,15 +123,10 @@ def coded_attention(
             K_SCALE, K_HAS_ZERO,
         )  # fmt: skip
         scores = tl.dot(left, tl.trans(operand(keys, DTYPE, WIDEN)), input_precision="ieee") * softmax_scale
-        seen = row_ok[:, None] & (token < tokens)[None, :]
-        if CAUSAL:
-            seen = seen & (token[None, :] <= at[:, None])
-        seen = seen & ((window <= 0) | (token[None, :] > at[:, None] - window))
-        if HAS_MASK:
-            mask_at = (head // heads) * mask_batch + ((head % heads) * repeat + row // queries) * mask_head
-            mask_at = mask_at[:, None] + (row % queries)[:, None] * tokens + token[None, :]
-            scores += tl.load(mask_ptr + mask_at, mask=seen, other=0.0)
-        scores = tl.where(seen, scores, float("-inf"))
+        scores = visible_scores(
+            scores, mask_ptr, head, row, row_ok, at, token, queries, tokens, window, mask_batch, mask_head, repeat,
+            heads, CAUSAL, HAS_MASK,
+        )  # fmt: skip
         now = tl.maximum(largest, tl.max(scores, axis=1))
         # A row that has seen nothing keeps minus infinity; 0 stands for it, where a difference would be no number.
         base = tl.where(now == float("-inf"), 0.0, now)
@@ -151,6 +146,23 @@ def coded_attention(
     tl.store(weight_ptr + part, weight, mask=row_ok)
     sums_ok = row_ok[:, None] & (channel < DIM)[None, :]
     tl.store(sums_ptr + part[:, None] * DIM + channel[None, :], total, mask=sums_ok)
+
+
+@triton.jit
+def visible_scores(
+    scores, mask_ptr, head, row, row_ok, at, token, queries, tokens, window, mask_batch, mask_head, repeat, heads,
+    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    """Return the scores plus the mask, minus infinity where a row does not see a token."""
+    seen = row_ok[:, None] & (token < tokens)[None, :]
+    if CAUSAL:
+        seen = seen & (token[None, :] <= at[:, None])
+    seen = seen & ((window <= 0) | (token[None, :] > at[:, None] - window))
+    if HAS_MASK:
+        plane = (head // heads) * mask_batch + ((head % heads) * repeat + row // queries) * mask_head
+        place = plane[:, None] + (row % queries)[:, None] * tokens + token[None, :]
+        scores += tl.load(mask_ptr + place, mask=seen, other=0.0)
+    return tl.where(seen, scores, float("-inf"))
 
 
 @triton.jit
