@@ -17,5 +17,6 @@ void bind_bits(LibraryClass& library);
 void bind_linear(nanobind::module_& module, LibraryClass& library);
 void bind_memory(nanobind::module_& module);
 void bind_sweep(nanobind::module_& module, LibraryClass& library);
+void bind_product(nanobind::module_& module, LibraryClass& library);
 
 }  // namespace bw

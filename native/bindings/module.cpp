@@ -41,4 +41,5 @@ NB_MODULE(_core, module) {
   bw::bind_linear(module, library);
   bw::bind_memory(module);
   bw::bind_sweep(module, library);
+  bw::bind_product(module, library);
 }

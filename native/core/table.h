@@ -6,6 +6,7 @@
 
 #include "core/bits.h"
 #include "core/sweep.h"
+#include "core/variants.h"
 #include "core/weight.h"
 
 namespace bw {
@@ -50,6 +51,21 @@ struct Kernels {
   // that covers a span, each call sees the history that the one before left. Targets stay.
   void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
                      float* factors, int threads);
+  // -- further products (core/variants.h) ------------------------------------------------------------------------
+  // Rows coded as a recipe says; shift[rows][runs] = -scale * zero point and values (what the codes mean) may be null.
+  void (*code_rows)(const Coding&, const void* x, Float type, int64_t rows, int64_t in, int block, int8_t* codes,
+                    float* scale, int32_t* sums, float* shift, float* values, int threads);
+  // Rows as bf16; null where linear_bf16 is.
+  void (*gather_halves)(const void* x, Float type, int64_t rows, int64_t in, int block, uint16_t* values, float* sums,
+                        int threads);
+  void (*to_floats)(const void* x, Float type, int64_t count, float* values);
+  void (*linear_lookup)(const Weight&, const ByteTables&, const QuantizedRows&, const Output&, int threads);
+  // Null where the instruction set has no dot product of bf16.
+  void (*linear_bf16)(const Weight&, const HalfTable&, const HalfRows&, const Output&, int threads);
+  void (*linear_ternary)(const TernaryWeight&, const QuantizedRows&, const Output&, int threads);
+  // y = main + terms + bias, main[rows][out].
+  void (*add_terms)(const Terms&, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
+                    const Output&, int threads);
 };
 
 // The tables of this build that the processor can run, the fastest first; ends with scalar.

@@ -4,6 +4,7 @@
 #include "kernels/bits.h"
 #include "kernels/linear.h"
 #include "kernels/sweep.h"
+#include "kernels/variants.h"
 
 namespace bw::BW_ISA {
 
@@ -27,6 +28,13 @@ const Kernels& table() {
       .sweep_feed = sweep_feed,
       .sweep_round = sweep_round,
       .sweep_look = sweep_look,
+      .code_rows = code_rows,
+      .gather_halves = gather_halves,
+      .to_floats = to_floats,
+      .linear_lookup = linear_lookup,
+      .linear_bf16 = linear_bf16,
+      .linear_ternary = linear_ternary,
+      .add_terms = add_terms,
   };
   return kernels;
 }

@@ -16,6 +16,7 @@ from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
+from bitwright.runtime.kernels.linear import variants as linear_variants
 
 REFERENCE = Table(
     (
@@ -38,6 +39,7 @@ TABLE = REFERENCE.with_kernels(
     linear_native.ROUNDED,
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
+    *linear_variants.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,
     attention_triton.KERNEL,

@@ -27,8 +27,8 @@ def geometry(fmt: Format, shape: tuple[int, int]) -> tuple[int, int] | str:
     bits = fmt.grid.bits
     widths = {stop - start for start, stop in spans[:-1]}
     if not widths:
-        padded = [(b, -(-shape[1] // b) * b) for b in (128, 64, 32)]
-        block = next((b for b, size in padded if size <= shape[1] * (1 + _PADDING)), 32)
+        sizes = [(b, -(-shape[1] // b) * b) for b in (128, 64, 32)]
+        block = next((b for b, size in sizes if size <= shape[1] * (1 + _PADDING)), 32)
         return block, -(-shape[1] // block)
     width = next(iter(widths))
     found = block_of(width, bits)
@@ -75,11 +75,11 @@ def native_weight(term: Codes) -> NativeWeight:
     found = geometry(fmt, shape)
     assert not isinstance(found, str)
     block, per_scale = found
-    scale = _by_row(term, term.scale.effective)
-    zero = None if term.zero is None else _by_row(term, term.zero)
+    scale = by_row(term, term.scale.effective)
+    zero = None if term.zero is None else by_row(term, term.zero)
     constant, table, levels = 0, None, AFFINE
     if term.codebook is not None:
-        rows = _by_row(term, term.codebook.float())
+        rows = by_row(term, term.codebook.float())
         levels, table = ROW_TABLE, tiled(rows)
     elif isinstance(grid, IntGrid):
         low = int(grid.min_level)
@@ -87,10 +87,10 @@ def native_weight(term: Codes) -> NativeWeight:
         if zero is not None and (zero.dtype != torch.uint8 or low != 0):
             zero = zero.float() - low
     else:
-        levels, table = TABLE, _padded(grid.levels(), 1 << grid.bits)
+        levels, table = TABLE, padded(grid.levels(), 1 << grid.bits)
     return NativeWeight(
         codes=pack_codes(term.codes.contiguous(), grid.bits, block),
-        scale=tiled(_smallest(scale)),
+        scale=tiled(smallest(scale)),
         zero=None if zero is None else tiled(zero),
         table=table,
         shape=shape,
@@ -102,14 +102,14 @@ def native_weight(term: Codes) -> NativeWeight:
     )
 
 
-def _padded(levels: Tensor, count: int) -> Tensor:
+def padded(levels: Tensor, count: int) -> Tensor:
     """A table with an entry for every code; codes that no weight has (NaN, Inf, unused) mean zero."""
     table = torch.zeros(count)
     table[: levels.numel()] = levels
     return table.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _by_row(term: Codes, parameters: Tensor) -> Tensor:
+def by_row(term: Codes, parameters: Tensor) -> Tensor:
     """Parameters ``[rows, groups, ...]`` of a layout as ``[out, spans, ...]``."""
     layout = term.format.granularity.layout(term.shape)
     if isinstance(layout, AxisLayout) and not layout.transposed:
@@ -120,7 +120,7 @@ def _by_row(term: Codes, parameters: Tensor) -> Tensor:
     return parameters.flatten(0, 1)[chosen]
 
 
-def _smallest(scale: Tensor) -> Tensor:
+def smallest(scale: Tensor) -> Tensor:
     """Scales in 16 bits where that changes none of them, else in fp32."""
     for dtype in (torch.float16, torch.bfloat16):
         short = scale.to(dtype)

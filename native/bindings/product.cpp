@@ -1,0 +1,250 @@
+// Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
+#include "bindings/checks.h"
+#include "bindings/library.h"
+#include "core/variants.h"
+
+#include <nanobind/stl/tuple.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+namespace nb = nanobind;
+
+namespace bw {
+namespace {
+
+using Span = std::tuple<uintptr_t, int64_t>;
+
+Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
+bool given(Span span) { return std::get<0>(span) != 0; }
+
+// Which kernel multiplies.
+enum class Way : int { exact = 0, int8 = 1, lookup = 2, bf16 = 3, ternary = 4 };
+
+Float float_type(int code) {
+  require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
+  return static_cast<Float>(code);
+}
+
+// A pointer to `count` floats of a type.
+void* floats(Span span, Float type, int64_t count, const char* name) {
+  if (type == Float::f32) return buffer(span).as<float>(product(count, 4), name);
+  return buffer(span).as<uint16_t>(product(count, 2), name);
+}
+
+ByteTables make_tables(const Weight& weight, Span low, Span high, bool by_row, int offset, float step) {
+  require(weight.bits >= 2 && weight.bits <= 4, "byte tables serve codes of 2 to 4 bits");
+  require(!by_row || (given(high) && weight.block >= 16), "tables for every row have two halves");
+  require(offset >= 0 && offset < 1 << 14 && std::isfinite(step), "byte tables have an offset below 16384");
+  ByteTables tables;
+  const int64_t bytes = by_row ? product(weight.tiles() * weight.groups, 4 * kVector) : 16;
+  tables.low = buffer(low).as<const uint8_t>(bytes, "low tables");
+  if (given(high)) tables.high = buffer(high).as<const uint8_t>(bytes, "high tables");
+  tables.by_row = by_row;
+  tables.offset = offset;
+  tables.step = step;
+  return tables;
+}
+
+TernaryWeight make_ternary(int64_t out, int64_t in, Span codes, Span scale, int scale_type) {
+  require(out >= 1 && in >= 1 && out <= (int64_t{1} << 31) && in <= (int64_t{1} << 31), "the weight has a wrong shape");
+  TernaryWeight weight;
+  weight.out = out;
+  weight.in = in;
+  weight.scale_type = float_type(scale_type);
+  weight.codes = buffer(codes).as<const uint8_t>(product(weight.tiles() * kVector, weight.vectors()), "codes");
+  weight.scale = floats(scale, weight.scale_type, weight.tiles() * kRows, "scale");
+  return weight;
+}
+
+void check_columns(const int32_t* columns, const int32_t* starts, int64_t out, int64_t in, int64_t count) {
+  require(starts[0] == 0 && starts[out] == count, "row starts do not fit the single weights");
+  for (int64_t o = 0; o < out; ++o) require(starts[o] <= starts[o + 1], "row starts fall");
+  uint32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const uint32_t column = static_cast<uint32_t>(columns[k]);
+    most = column > most ? column : most;
+  }
+  require(count == 0 || static_cast<int64_t>(most) < in, "a single weight lies outside of the matrix");
+}
+
+Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count, int64_t rank,
+                 Span left, Span right, int64_t shifts, Span sums) {
+  require(out >= 1 && in >= 1 && count >= 0 && count < (int64_t{1} << 31) && rank >= 0 && shifts >= 0,
+          "the terms have a wrong shape");
+  const int64_t rows = product((out + kRows - 1) / kRows, kRows);
+  Terms terms;
+  if (given(starts)) {
+    terms.starts = buffer(starts).as<const int32_t>(product(out + 1, 4), "starts");
+    terms.columns = buffer(columns).as<const int32_t>(product(count, 4), "columns");
+    terms.values = buffer(values).as<const float>(product(count, 4), "values");
+    check_columns(terms.columns, terms.starts, out, in, count);
+  }
+  terms.rank = rank;
+  terms.left = buffer(left).as<const float>(product(product(rows, rank), 4), "left");
+  terms.right = buffer(right).as<const float>(product(product(rank, in), 4), "right");
+  terms.shifts = shifts;
+  terms.sums = buffer(sums).as<const float>(product(product(rows, shifts), 4), "sums");
+  return terms;
+}
+
+Coding make_coding(bool is_given, bool asymmetric, int64_t run, float low, float high, float steps, float clip,
+                   float scale, float zero) {
+  require(run >= 1 && low < high && high - low <= 255 && low >= -128 && high <= 255, "activations have up to 8 bits");
+  require(asymmetric ? low == 0 : high <= 127, "activations with a zero point start at 0");
+  require(steps > 0 && clip > 0, "a range has steps");
+  return {is_given, asymmetric, run, low, high, steps, clip, scale, zero};
+}
+
+// Memory of one call.
+class Workspace {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
+    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
+    if (!memory) throw std::bad_alloc();
+    kept_.emplace_back(memory);
+    return static_cast<T*>(memory);
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::vector<std::unique_ptr<void, Free>> kept_;
+};
+
+struct Call {
+  const Kernels& kernels;
+  Way way;
+  const Weight* weight;
+  const TernaryWeight* ternary;
+  const ByteTables* tables;
+  HalfTable levels;
+  const Coding* coding;
+  const void* x;
+  Float type;
+  int64_t rows, in, out;
+  int threads;
+
+  int block() const { return ternary ? TernaryWeight::kBlock : weight->block; }
+  int64_t blocks() const { return (in + block() - 1) / block(); }
+};
+
+// Activations in 8 bits; `shift` and `values` are for terms, or null.
+QuantizedRows quantized(const Call& call, Workspace& workspace, float* shift, float* values) {
+  const int64_t places = product(call.blocks(), call.rows);
+  int8_t* codes = workspace.take<int8_t>(product(places, call.block()));
+  float* scale = workspace.take<float>(places);
+  int32_t* sums = workspace.take<int32_t>(places);
+  if (call.coding)
+    call.kernels.code_rows(*call.coding, call.x, call.type, call.rows, call.in, call.block(), codes, scale, sums, shift,
+                           values, call.threads);
+  else
+    call.kernels.quantize_rows(call.x, call.type, call.rows, call.in, call.block(), codes, scale, sums, call.threads);
+  return {call.rows, call.block(), call.blocks(), codes, scale, sums};
+}
+
+void multiply(const Call& call, Workspace& workspace, float* shift, float* values, const Output& output) {
+  const int64_t places = product(call.blocks(), call.rows), count = product(places, call.block());
+  if (call.way == Way::exact) {
+    float* cut = workspace.take<float>(count);
+    float* sums = workspace.take<float>(places);
+    call.kernels.gather_rows(call.x, call.type, call.rows, call.in, call.block(), cut, sums, call.threads);
+    call.kernels.linear_float(*call.weight, {call.rows, call.block(), call.blocks(), cut, sums}, output, call.threads);
+    return;
+  }
+  if (call.way == Way::bf16) {
+    uint16_t* cut = workspace.take<uint16_t>(count);
+    float* sums = workspace.take<float>(places);
+    call.kernels.gather_halves(call.x, call.type, call.rows, call.in, call.block(), cut, sums, call.threads);
+    call.kernels.linear_bf16(*call.weight, call.levels, {call.rows, call.block(), call.blocks(), cut, sums}, output,
+                             call.threads);
+    return;
+  }
+  const QuantizedRows rows = quantized(call, workspace, shift, values);
+  if (call.way == Way::ternary) return call.kernels.linear_ternary(*call.ternary, rows, output, call.threads);
+  if (call.way == Way::lookup) return call.kernels.linear_lookup(*call.weight, *call.tables, rows, output, call.threads);
+  call.kernels.linear_int8(*call.weight, rows, output, call.threads);
+}
+
+void check(const Call& call, const Terms* terms, Span levels) {
+  require(call.ternary || call.weight, "a product needs a weight");
+  require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
+  require(call.way != Way::lookup || call.tables, "lookups need tables");
+  require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
+  require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
+  if (call.way == Way::bf16) buffer(levels).as<const uint16_t>(int64_t{2} << call.weight->bits, "levels");
+  if (!call.coding) return;
+  require(call.way != Way::exact && call.way != Way::bf16, "coded activations go into integer products");
+  const int64_t run = call.coding->run;
+  require(run >= call.in || run % call.block() == 0, "a scale of activations serves whole blocks");
+  const int64_t runs = (call.in + run - 1) / run;
+  require(!call.coding->asymmetric || (terms && terms->shifts == runs), "zero points need the sums of the weight");
+}
+
+void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
+         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
+         int threads) {
+  require(way >= 0 && way <= 4, "no such kernel");
+  const Float type = float_type(type_code);
+  require(weight || ternary, "a product needs a weight");
+  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, coding, nullptr, type, rows, 0, 0,
+            checked_threads(threads)};
+  call.in = ternary ? ternary->in : weight->in;
+  call.out = ternary ? ternary->out : weight->out;
+  check(call, terms, levels);
+  call.levels.levels = reinterpret_cast<const uint16_t*>(std::get<0>(levels));
+  call.x = floats(x, type, product(rows, call.in), "x");
+  Output output;
+  output.type = type;
+  output.y = floats(y, type, product(rows, call.out), "y");
+  if (given(bias)) output.bias = buffer(bias).as<const float>(4 * call.out, "bias");
+  if (rows == 0) return;
+  nb::gil_scoped_release release;
+  Workspace workspace;
+  if (!terms) return multiply(call, workspace, nullptr, nullptr, output);
+  float* main = workspace.take<float>(product(rows, call.out));
+  float* shift = coding && coding->asymmetric ? workspace.take<float>(product(rows, terms->shifts)) : nullptr;
+  const bool reads = terms->starts || terms->rank;
+  const float* values = type == Float::f32 ? static_cast<const float*>(call.x) : nullptr;
+  float* taken = reads && (coding || !values) ? workspace.take<float>(product(rows, call.in)) : nullptr;
+  if (taken && !coding) call.kernels.to_floats(call.x, type, rows * call.in, taken);
+  multiply(call, workspace, shift, coding ? taken : nullptr, {main, Float::f32, nullptr});
+  Terms all = *terms;
+  all.shift = shift;
+  if (!shift) all.shifts = 0;
+  call.kernels.add_terms(all, taken ? taken : values, rows, call.in, call.out, main, output, threads);
+}
+
+}  // namespace
+
+void bind_product(nb::module_& module, LibraryClass& library) {
+  nb::class_<ByteTables>(module, "ByteTables")
+      .def("__init__", [](ByteTables* self, const Weight& weight, Span low, Span high, bool by_row, int offset,
+                          float step) { new (self) ByteTables(make_tables(weight, low, high, by_row, offset, step)); });
+  nb::class_<TernaryWeight>(module, "TernaryWeight")
+      .def("__init__", [](TernaryWeight* self, int64_t out, int64_t in, Span codes, Span scale, int scale_type) {
+        new (self) TernaryWeight(make_ternary(out, in, codes, scale, scale_type));
+      });
+  nb::class_<Terms>(module, "Terms")
+      .def("__init__", [](Terms* self, int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count,
+                          int64_t rank, Span left, Span right, int64_t shifts, Span sums) {
+        new (self) Terms(make_terms(out, in, starts, columns, values, count, rank, left, right, shifts, sums));
+      });
+  nb::class_<Coding>(module, "Coding")
+      .def("__init__", [](Coding* self, bool is_given, bool asymmetric, int64_t run, float low, float high, float steps,
+                          float clip, float scale, float zero) {
+        new (self) Coding(make_coding(is_given, asymmetric, run, low, high, steps, clip, scale, zero));
+      });
+  library.def_prop_ro("has_bf16", [](const Library& self) { return self.kernels->linear_bf16 != nullptr; });
+  library.def("product", run, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
+              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
+              nb::arg("x"), nb::arg("type"), nb::arg("rows"), nb::arg("y"), nb::arg("bias"), nb::arg("threads"));
+}
+
+}  // namespace bw

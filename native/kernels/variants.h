@@ -1,0 +1,26 @@
+// Products beside the plain ones; see core/variants.h for what they read.
+#pragma once
+
+#include "core/table.h"
+#include "simd/simd.h"
+
+namespace bw::BW_ISA {
+
+void linear_lookup(const Weight& weight, const ByteTables& tables, const QuantizedRows& x, const Output& y,
+                   int threads);
+#if BW_IS == BW_IS_avx512
+void gather_halves(const void* x, Float type, int64_t rows, int64_t in, int block, uint16_t* values, float* sums,
+                   int threads);
+void linear_bf16(const Weight& weight, const HalfTable& table, const HalfRows& x, const Output& y, int threads);
+#else
+constexpr decltype(Kernels::gather_halves) gather_halves = nullptr;
+constexpr decltype(Kernels::linear_bf16) linear_bf16 = nullptr;
+#endif
+void code_rows(const Coding& coding, const void* x, Float type, int64_t rows, int64_t in, int block, int8_t* codes,
+               float* scale, int32_t* sums, float* shift, float* values, int threads);
+void to_floats(const void* x, Float type, int64_t count, float* values);
+void add_terms(const Terms& terms, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
+               const Output& y, int threads);
+void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads);
+
+}  // namespace bw::BW_ISA
