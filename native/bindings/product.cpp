@@ -1,6 +1,7 @@
 // Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
 #include "bindings/checks.h"
 #include "bindings/library.h"
+#include "core/pool.h"
 #include "core/variants.h"
 
 #include <nanobind/stl/tuple.h>
@@ -187,18 +188,44 @@ void check(const Call& call, const Terms* terms, Span levels) {
   require(!call.coding->asymmetric || (terms && terms->shifts == runs), "zero points need the sums of the weight");
 }
 
-void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
-         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
-         int threads) {
+Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
+               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
+               int threads) {
   require(way >= 0 && way <= 4, "no such kernel");
-  const Float type = float_type(type_code);
   require(weight || ternary, "a product needs a weight");
-  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, coding, nullptr, type, rows, 0, 0,
+  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, coding, nullptr, type, 0, 0, 0,
             checked_threads(threads)};
   call.in = ternary ? ternary->in : weight->in;
   call.out = ternary ? ternary->out : weight->out;
   check(call, terms, levels);
   call.levels.levels = reinterpret_cast<const uint16_t*>(std::get<0>(levels));
+  return call;
+}
+
+// The product and its terms.
+void add_up(const Call& call, const Terms* terms, const Output& output) {
+  Workspace workspace;
+  if (!terms) return multiply(call, workspace, nullptr, nullptr, output);
+  float* main = workspace.take<float>(product(call.rows, call.out));
+  float* shift = call.coding && call.coding->asymmetric ? workspace.take<float>(product(call.rows, terms->shifts)) : nullptr;
+  const bool reads = terms->starts || terms->rank;
+  const float* values = call.type == Float::f32 ? static_cast<const float*>(call.x) : nullptr;
+  float* taken = reads && (call.coding || !values) ? workspace.take<float>(product(call.rows, call.in)) : nullptr;
+  if (taken && !call.coding) call.kernels.to_floats(call.x, call.type, call.rows * call.in, taken);
+  multiply(call, workspace, shift, call.coding ? taken : nullptr, {main, Float::f32, nullptr});
+  Terms all = *terms;
+  all.shift = shift;
+  if (!shift) all.shifts = 0;
+  call.kernels.add_terms(all, taken ? taken : values, call.rows, call.in, call.out, main,
+                         output, call.threads);
+}
+
+void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
+         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
+         int threads) {
+  const Float type = float_type(type_code);
+  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  call.rows = rows;
   call.x = floats(x, type, product(rows, call.in), "x");
   Output output;
   output.type = type;
@@ -206,19 +233,73 @@ void run(const Library& self, int way, const Weight* weight, const TernaryWeight
   if (given(bias)) output.bias = buffer(bias).as<const float>(4 * call.out, "bias");
   if (rows == 0) return;
   nb::gil_scoped_release release;
-  Workspace workspace;
-  if (!terms) return multiply(call, workspace, nullptr, nullptr, output);
-  float* main = workspace.take<float>(product(rows, call.out));
-  float* shift = coding && coding->asymmetric ? workspace.take<float>(product(rows, terms->shifts)) : nullptr;
-  const bool reads = terms->starts || terms->rank;
-  const float* values = type == Float::f32 ? static_cast<const float*>(call.x) : nullptr;
-  float* taken = reads && (coding || !values) ? workspace.take<float>(product(rows, call.in)) : nullptr;
-  if (taken && !coding) call.kernels.to_floats(call.x, type, rows * call.in, taken);
-  multiply(call, workspace, shift, coding ? taken : nullptr, {main, Float::f32, nullptr});
-  Terms all = *terms;
-  all.shift = shift;
-  if (!shift) all.shifts = 0;
-  call.kernels.add_terms(all, taken ? taken : values, rows, call.in, call.out, main, output, threads);
+  add_up(call, terms, output);
+}
+
+// Positions of an image that one chunk of work takes.
+constexpr int64_t kPositions = 64;
+
+using Pair = std::tuple<int64_t, int64_t>;
+
+Windows make_windows(const Call& call, std::tuple<int64_t, int64_t, int64_t, int64_t> images, int64_t first_channel,
+                     Pair kernel, Pair stride, Pair before, Pair dilation, Pair outputs) {
+  Windows windows;
+  windows.type = call.type;
+  std::tie(std::ignore, windows.channels, windows.height, windows.width) = images;
+  std::tie(windows.kernel_height, windows.kernel_width) = kernel;
+  std::tie(windows.stride_down, windows.stride_right) = stride;
+  std::tie(windows.above, windows.left) = before;
+  std::tie(windows.dilation_down, windows.dilation_right) = dilation;
+  std::tie(windows.out_height, windows.out_width) = outputs;
+  windows.first_channel = first_channel;
+  const int64_t most = int64_t{1} << 24;
+  for (const int64_t size : {windows.channels, windows.height, windows.width, windows.kernel_height,
+                             windows.kernel_width, windows.stride_down, windows.stride_right, windows.dilation_down,
+                             windows.dilation_right})
+    require(size >= 1 && size <= most, "a convolution has a wrong shape");
+  for (const int64_t size : {windows.above, windows.left, windows.out_height, windows.out_width})
+    require(size >= 0 && size <= most, "a convolution has a wrong shape");
+  const int64_t area = product(windows.kernel_height, windows.kernel_width);
+  require(call.in % area == 0, "the kernel's size does not fit the weight");
+  windows.count = call.in / area;
+  require(first_channel >= 0 && windows.count <= windows.channels && first_channel <= windows.channels - windows.count,
+          "the channels do not fit the weight");
+  return windows;
+}
+
+// One group of a convolution: y[batch][outputs][positions], this group's outputs from `first_output`.
+void convolve(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
+              const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
+              std::tuple<int64_t, int64_t, int64_t, int64_t> images, int64_t first_channel, Pair kernel, Pair stride,
+              Pair before, Pair dilation, Pair positions, Span y, int64_t outputs, int64_t first_output, Span bias,
+              int threads) {
+  const Float type = float_type(type_code);
+  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  Windows windows = make_windows(call, images, first_channel, kernel, stride, before, dilation, positions);
+  const int64_t batch = std::get<0>(images), space = windows.positions();
+  const int64_t pixels = product(windows.height, windows.width);
+  windows.x = floats(x, type, product(product(batch, windows.channels), pixels), "x");
+  void* target = floats(y, type, product(product(batch, outputs), space), "y");
+  require(first_output >= 0 && call.out <= outputs && first_output <= outputs - call.out, "the outputs do not fit");
+  const float* added = given(bias) ? buffer(bias).as<const float>(4 * call.out, "bias") : nullptr;
+  if (batch == 0 || space == 0) return;
+  nb::gil_scoped_release release;
+  const int64_t chunks = (space + kPositions - 1) / kPositions;
+  parallel_for(threads, product(batch, chunks), [&](int64_t chunk, int) {
+    const int64_t image = chunk / chunks, first = chunk % chunks * kPositions;
+    Workspace workspace;
+    Call one = call;
+    one.threads = 1;
+    one.type = Float::f32;
+    one.rows = space - first < kPositions ? space - first : kPositions;
+    float* rows = workspace.take<float>(one.rows * one.in);
+    float* results = workspace.take<float>(one.rows * one.out);
+    one.kernels.window_rows(windows, image, first, one.rows, rows);
+    one.x = rows;
+    add_up(one, terms, {results, Float::f32, added});
+    const int64_t place = (image * outputs + first_output) * space + first;
+    one.kernels.rows_to_image(results, one.rows, one.out, space, place, type, target);
+  });
 }
 
 }  // namespace
@@ -241,6 +322,11 @@ void bind_product(nb::module_& module, LibraryClass& library) {
                           float clip, float scale, float zero) {
         new (self) Coding(make_coding(is_given, asymmetric, run, low, high, steps, clip, scale, zero));
       });
+  library.def("convolve", convolve, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
+              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
+              nb::arg("x"), nb::arg("type"), nb::arg("images"), nb::arg("first_channel"), nb::arg("kernel"),
+              nb::arg("stride"), nb::arg("before"), nb::arg("dilation"), nb::arg("positions"), nb::arg("y"),
+              nb::arg("outputs"), nb::arg("first_output"), nb::arg("bias"), nb::arg("threads"));
   library.def_prop_ro("has_bf16", [](const Library& self) { return self.kernels->linear_bf16 != nullptr; });
   library.def("product", run, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
               nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),

@@ -35,6 +35,8 @@ const Kernels& table() {
       .linear_bf16 = linear_bf16,
       .linear_ternary = linear_ternary,
       .add_terms = add_terms,
+      .window_rows = window_rows,
+      .rows_to_image = rows_to_image,
   };
   return kernels;
 }

@@ -59,7 +59,7 @@ class Row {
     for (int64_t k = first; k < first + block; k += 16, codes += 16) {
       const int64_t count = k < stop ? smaller(16, stop - k) : 0;
       load_padded(x_, type_, start_ + k, count, 16, piece);
-      F32x16 level = divide(load(piece), scale);
+      F32x16 level = div(load(piece), scale);
       if (coding_.asymmetric) level = add(level, zero);
       // Rounded before it is cut, as the definition does: integers at both ends make the order indifferent.
       const F32x16 cut = min(max(level, low), high);

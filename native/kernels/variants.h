@@ -21,6 +21,9 @@ void code_rows(const Coding& coding, const void* x, Float type, int64_t rows, in
 void to_floats(const void* x, Float type, int64_t count, float* values);
 void add_terms(const Terms& terms, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
                const Output& y, int threads);
+void window_rows(const Windows& windows, int64_t image, int64_t first, int64_t count, float* rows);
+void rows_to_image(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,
+                   void* y);
 void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads);
 
 }  // namespace bw::BW_ISA

@@ -10,6 +10,7 @@ namespace bw::BW_ISA {
 // dot_vectors(acc, w, x): acc[r] += sum over j of w[r][j] * x[r][j]; w up to 127, x signed.
 // add_bytes, drop_bytes, min_bytes: sum modulo 256, difference that stops at 0, the smaller.
 // bits_xor, splat_word, count_bits: per 32-bit lane.
+// add_pairs, odd_bytes:   16-bit sums; bytes 1, 3, ... as 16-bit numbers.
 // sum_fours(a, b, c, d):  lane 4 L + i is the sum of lanes 4 L .. 4 L + 3 of the i-th argument.
 // transpose_fours:        exchanges lane 4 L + j of vector i with lane 4 L + i of vector j.
 
@@ -26,6 +27,8 @@ inline U8x64 min_bytes(U8x64 a, U8x64 b) { return {_mm512_min_epu8(a.v, b.v)}; }
 inline U8x64 bits_xor(U8x64 a, U8x64 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 inline U8x64 splat_word(uint32_t value) { return {_mm512_set1_epi32(static_cast<int>(value))}; }
 inline I32x16 count_bits(U8x64 a) { return {_mm512_popcnt_epi32(a.v)}; }
+inline U8x64 add_pairs(U8x64 a, U8x64 b) { return {_mm512_add_epi16(a.v, b.v)}; }
+inline U8x64 odd_bytes(U8x64 a) { return {_mm512_srli_epi16(a.v, 8)}; }
 inline I32x16 sum_fours(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
   const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a.v, b.v), _mm512_unpackhi_epi32(a.v, b.v));
   const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c.v, d.v), _mm512_unpackhi_epi32(c.v, d.v));
@@ -39,8 +42,6 @@ inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
   c.v = _mm512_unpacklo_epi64(ba, dc);
   d.v = _mm512_unpackhi_epi64(ba, dc);
 }
-inline F32x16 divide(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 
 #elif BW_IS == BW_IS_avx2
 
@@ -58,6 +59,8 @@ inline U8x64 add_bytes(U8x64 a, U8x64 b) { return {_mm256_add_epi8(a.a, b.a), _m
 inline U8x64 drop_bytes(U8x64 a, U8x64 b) { return {_mm256_subs_epu8(a.a, b.a), _mm256_subs_epu8(a.b, b.b)}; }
 inline U8x64 min_bytes(U8x64 a, U8x64 b) { return {_mm256_min_epu8(a.a, b.a), _mm256_min_epu8(a.b, b.b)}; }
 inline U8x64 bits_xor(U8x64 a, U8x64 b) { return {_mm256_xor_si256(a.a, b.a), _mm256_xor_si256(a.b, b.b)}; }
+inline U8x64 add_pairs(U8x64 a, U8x64 b) { return {_mm256_add_epi16(a.a, b.a), _mm256_add_epi16(a.b, b.b)}; }
+inline U8x64 odd_bytes(U8x64 a) { return {_mm256_srli_epi16(a.a, 8), _mm256_srli_epi16(a.b, 8)}; }
 inline U8x64 splat_word(uint32_t value) {
   const __m256i v = _mm256_set1_epi32(static_cast<int>(value));
   return {v, v};
@@ -88,8 +91,6 @@ inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
   transpose_half(a.a, b.a, c.a, d.a);
   transpose_half(a.b, b.b, c.b, d.b);
 }
-inline F32x16 divide(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.a, b.a), _mm256_div_ps(a.b, b.b)}; }
-inline F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.a, b.a), _mm256_min_ps(a.b, b.b)}; }
 
 #else  // plain loops over memory: any instruction set that has the vectors of simd.h
 
@@ -134,6 +135,16 @@ inline U8x64 min_bytes(U8x64 a, U8x64 b) {
 inline U8x64 bits_xor(U8x64 a, U8x64 b) {
   return each_byte(a, b, [](int i, uint8_t x, const uint8_t* y) { return x ^ y[i]; });
 }
+inline U8x64 add_pairs(U8x64 a, U8x64 b) {
+  alignas(64) uint16_t x[32], y[32];
+  store_bytes(reinterpret_cast<uint8_t*>(x), a);
+  store_bytes(reinterpret_cast<uint8_t*>(y), b);
+  for (int i = 0; i < 32; ++i) x[i] = static_cast<uint16_t>(x[i] + y[i]);
+  return load_bytes(reinterpret_cast<const uint8_t*>(x));
+}
+inline U8x64 odd_bytes(U8x64 a) {
+  return each_byte(a, a, [](int i, uint8_t, const uint8_t* x) { return i & 1 ? 0 : x[i + 1]; });
+}
 inline U8x64 splat_word(uint32_t value) {
   alignas(64) uint32_t v[16];
   for (uint32_t& word : v) word = value;
@@ -170,20 +181,6 @@ inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
   for (int i = 0; i < 4; ++i)
     for (int r = 0; r < 16; ++r) t[i][r] = v[r % 4][r / 4 * 4 + i];
   for (int i = 0; i < 4; ++i) *all[i] = load_bytes(reinterpret_cast<const uint8_t*>(t[i]));
-}
-template <class Body>
-inline F32x16 each_float(F32x16 a, F32x16 b, Body&& body) {
-  alignas(64) float x[16], y[16];
-  store(x, a);
-  store(y, b);
-  for (int i = 0; i < 16; ++i) x[i] = body(x[i], y[i]);
-  return load(x);
-}
-inline F32x16 divide(F32x16 a, F32x16 b) {
-  return each_float(a, b, [](float x, float y) { return x / y; });
-}
-inline F32x16 min(F32x16 a, F32x16 b) {
-  return each_float(a, b, [](float x, float y) { return x < y ? x : y; });
 }
 
 #endif

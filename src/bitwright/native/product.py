@@ -198,11 +198,22 @@ def call(
     Raises:
         InputError: for parts that do not fit each other.
     """
-    way, has_terms, offset, by_row, out, columns, *_ = geometry
+    out, columns = geometry[4:6]
     if x.shape[-1] != columns:
         raise InputError(f"the weight takes {columns} channels, not {x.shape[-1]}; check the input")
     kind = float_code(x.dtype)
     y = x.new_empty((*x.shape[:-1], out))
+    rows = x.numel() // columns
+    return y, [*operands(parts, geometry, numbers), span(x), kind, rows, span(y), span(bias, torch.float32)]
+
+
+def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[Any]:
+    """Return the first arguments of ``Library.product`` and ``convolve``: way, weights, tables, levels, terms, coding.
+
+    Raises:
+        InputError: for parts that do not fit each other.
+    """
+    way, has_terms, offset, by_row, out, columns, *_ = geometry
     low, high, levels = parts[4:7]
     try:
         weight, ternary = _weight(way, parts, geometry)
@@ -213,11 +224,7 @@ def call(
         coding = _coding(numbers[1:]) if len(numbers) > 1 else None
     except ValueError as error:
         raise InputError(f"the parts of a product do not fit: {error}") from error
-    rows = x.numel() // columns
-    return y, [
-        way, weight, ternary, tables, span(levels, torch.bfloat16), terms, coding, span(x), kind, rows,
-        span(y), span(bias, torch.float32),
-    ]  # fmt: skip
+    return [way, weight, ternary, tables, span(levels, torch.bfloat16), terms, coding]
 
 
 def _bytes(tensor: Tensor | None) -> tuple[int, int]:
@@ -250,4 +257,4 @@ def _coding(numbers: list[float]) -> Any:
     return extension().Coding(bool(given), bool(asymmetric), int(run), *rest)
 
 
-__all__ = ["ByteTables", "Coding", "Product", "Terms", "TernaryWeight", "Way", "call", "multiply"]
+__all__ = ["ByteTables", "Coding", "Product", "Terms", "TernaryWeight", "Way", "call", "multiply", "operands"]

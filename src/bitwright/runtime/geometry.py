@@ -53,9 +53,7 @@ class ConvGeometry:
             InputError: if the channels of ``x`` do not belong to the weight.
         """
         height, width = self.kernel_size
-        channels = weight.shape[1] // (height * width) * self.groups
-        if x.shape[-3] != channels:
-            raise InputError(f"the convolution takes {channels} channels, not {x.shape[-3]}; check its input")
+        self.check_channels(x, weight.shape[1])
         full = weight.view(weight.shape[0], -1, height, width)
         bias = None if bias is None else bias.to(x.dtype)
         padding: tuple[int, int] | str = self.padding
@@ -63,6 +61,16 @@ class ConvGeometry:
             x = functional.pad(x, self._border(), mode=self.padding_mode)
             padding = (0, 0)
         return functional.conv2d(x, full, bias, self.stride, padding, self.dilation, self.groups)
+
+    def check_channels(self, x: Tensor, columns: int) -> None:
+        """Check the channels of ``x`` against the columns ``in / groups * kh * kw`` of the weight.
+
+        Raises:
+            InputError: if they do not belong to each other.
+        """
+        channels = columns // (self.kernel_size[0] * self.kernel_size[1]) * self.groups
+        if x.shape[-3] != channels:
+            raise InputError(f"the convolution takes {channels} channels, not {x.shape[-3]}; check its input")
 
     def _border(self) -> list[int]:
         """Widths ``[left, right, top, bottom]`` of a border that is not of zeros."""

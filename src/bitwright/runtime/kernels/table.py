@@ -6,6 +6,7 @@ from bitwright.runtime.dispatch import Table
 from bitwright.runtime.kernels.attention import reference as attention_reference
 from bitwright.runtime.kernels.attention import triton as attention_triton
 from bitwright.runtime.kernels.conv2d import dense as conv2d_dense
+from bitwright.runtime.kernels.conv2d import native as conv2d_native
 from bitwright.runtime.kernels.conv2d import reference as conv2d_reference
 from bitwright.runtime.kernels.embedding import dense as embedding_dense
 from bitwright.runtime.kernels.embedding import reference as embedding_reference
@@ -40,6 +41,7 @@ TABLE = REFERENCE.with_kernels(
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
     *linear_variants.KERNELS,
+    *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,
     attention_triton.KERNEL,

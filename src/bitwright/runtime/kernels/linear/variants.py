@@ -45,6 +45,12 @@ def _affine_table(fmt: Format) -> tuple[float, float] | None:
     return prepared.affine_levels(fmt.grid.levels())
 
 
+def looks_up(weight: QuantizedTensor) -> bool:
+    """Whether integer products of the weight go through tables: its levels are not evenly spaced."""
+    fmt = _main(weight).format
+    return not isinstance(fmt.grid, IntGrid) and _affine_table(fmt) is None
+
+
 def _blocks(term: Codes) -> tuple[int, int]:
     found = native.geometry(term.format, term.shape)
     assert not isinstance(found, str)
@@ -249,9 +255,7 @@ def prepare_coded(packed: PackedWeight, dtype: torch.dtype) -> CodedProduct:
     """A product of integers or byte tables, whichever the weight is."""
     del dtype
     weight = packed.unpack()
-    fmt = _main(weight).format
-    even = isinstance(fmt.grid, IntGrid) or _affine_table(fmt) is not None
-    return CodedProduct(int8_product(weight) if even else lookup_product(weight), packed)
+    return CodedProduct(lookup_product(weight) if looks_up(weight) else int8_product(weight), packed)
 
 
 def prepare_coded_ternary(packed: PackedWeight, dtype: torch.dtype) -> CodedProduct:

@@ -1,0 +1,87 @@
+"""Compiled convolutions against torch's, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bitwright.errors import InputError
+from bitwright.native import instruction_sets, require_library, unavailable
+from bitwright.native.convolution import Windows, run
+from bitwright.runtime import ConvGeometry
+from bitwright.runtime.conv import QuantConv2d
+from bitwright.runtime.dispatch import Table
+from bitwright.runtime.kernels.conv2d import native, reference
+from bitwright.runtime.kernels.linear import variants
+from bitwright.runtime.module import Options
+from tests.unit.native_samples import quantized, quantizer_of, random
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+GEOMETRIES = [
+    ConvGeometry((3, 3), padding=(1, 1)),
+    ConvGeometry((1, 1)),
+    ConvGeometry((3, 2), stride=(2, 1), padding=(2, 0), dilation=(1, 2)),
+    ConvGeometry((3, 3), padding="same", dilation=(2, 1)),
+    ConvGeometry((3, 3), padding=(1, 1), groups=2),
+    ConvGeometry((3, 3), padding=(1, 1), groups=8),
+    ConvGeometry((3, 3), padding=(1, 2), padding_mode="reflect"),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("text", ["int8 channel", "int4 channel asym", "nf4 tensor", "ternary channel", "mxfp4"])
+def test_a_convolution_equals_the_reference(geometry: ConvGeometry, text: str) -> None:
+    """Floats as they are, and the codes of an input with one scale for the image."""
+    columns = 16 // geometry.groups * geometry.kernel_size[0] * geometry.kernel_size[1]
+    weight, x = quantized(text, (24, columns)), random(2, 16, 7, 9) + 0.2
+    for words in (None, "int8 tensor static", "int8 tensor asym static", "int4 tensor dynamic"):
+        quantizer = None if words is None else quantizer_of(words, x)
+        bias = random(24)
+        layer = QuantConv2d.from_quantized(weight, bias, geometry, options=Options(input=quantizer))
+        plain = QuantConv2d.from_quantized(
+            weight, bias, geometry, options=Options(input=quantizer, table=Table((reference.KERNEL,)))
+        )
+        name = layer.served(rows=64).kernel.name
+        if text in ("int8 channel", "int4 channel asym", "ternary channel"):
+            assert name == ("conv2d/native" if words is None else "conv2d/native-coded")
+        wanted = plain(x).detach()
+        torch.testing.assert_close(layer(x).detach(), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert layer(x[0]).shape == plain(x[0]).shape
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_every_instruction_set_and_float_type(name: str) -> None:
+    weight, x = quantized("int4 channel", (40, 16 * 9)), random(2, 16, 12, 11)
+    geometry = ConvGeometry((3, 3), padding=(1, 1))
+    windows = Windows((3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (0, 0, 40))
+    for make, tolerance in ((variants.exact_product, 1e-5), (variants.int8_product, 2e-2)):
+        product = make(weight)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            image = x.to(dtype)
+            wanted = geometry.convolve(image.float(), weight.dequantize(), None)
+            y = torch.empty(2, 40, 12, 11, dtype=dtype)
+            run(require_library(name), image, product.parts(), None, product.geometry(), [1.0], windows.numbers(), y)
+            allowed = (
+                tolerance + {torch.float32: 0, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+            ) * wanted.abs().max()
+            assert float((y.float() - wanted).abs().max()) <= float(allowed)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    geometry = ConvGeometry((3, 3))
+    layer = QuantConv2d.from_quantized(quantized("int4 channel", (24, 144)), None, geometry)
+    assert layer.table.kernels[0].name
+    with pytest.raises(InputError, match="16 channels"):
+        layer(random(1, 15, 8, 8))
+    with pytest.raises(InputError, match="does not fit into 2 values"):
+        layer(random(1, 16, 2, 8))
+    product = variants.exact_product(quantized("int4 channel", (24, 144)))
+    for numbers in ([3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 8, 0, 24], [3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 0, 8, 24],
+                    [5, 5, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 24], [3, 3, 1, 1, 0, 0, 0, 0, 1 << 40, 1, 0, 0, 24]):  # fmt: skip
+        windows = Windows.of(numbers)
+        x = random(1, 16, 8, 8)
+        with pytest.raises(InputError):
+            y = torch.empty(1, 24, *windows.positions(8, 8))
+            run(require_library(), x, product.parts(), None, product.geometry(), [1.0], numbers, y)
+    assert native.EXACT.op == "conv2d"
