@@ -247,3 +247,42 @@ def test_a_stack_may_hold_more_experts_than_the_next() -> None:
     found = discover(model, x)
     assert {s.path for s in found.sites if s.expert is not None} == {"up.0", "up.1", "up.2", "down.0", "down.1"}
     assert {(p.source, p.sinks) for p in found.pairs} <= {(f"up.{e}", (f"down.{e}",)) for e in range(2)}
+
+
+def test_a_stack_that_two_layers_share_is_left_alone() -> None:
+    class Half(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum(x @ matrix for matrix in self.weight)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = nn.Parameter(torch.randn(3, 8, 8))
+            self.first, self.second, self.third = Half(weight), Half(weight), Half(nn.Parameter(torch.randn(3, 8, 8)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.third(self.second(self.first(x)))
+
+    model = open_model(Model())
+    assert [fused.path for fused in open_experts(model, torch.randn(2, 8))] == ["third.weight"]
+    found = discover(model, torch.randn(2, 8))
+    assert found.unaccounted == ()
+    assert [name for name, _ in found.exceptions] == ["first.weight"]
+
+
+def test_a_transposed_convolution_that_was_not_reached_is_no_convolution() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(8, 8), nn.ConvTranspose1d(8, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    found = discover(open_model(Model()), torch.randn(2, 8))
+    assert [site.path for site in found.sites] == ["used"]
+    assert dict(found.exceptions)["idle.weight"].endswith("stays float")

@@ -8,6 +8,7 @@ the weight of a product. Opening is proved by running the model again: its outpu
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,10 +97,12 @@ def _may_be_stack(name: str, parameter: nn.Parameter) -> bool:
 def find_fused(module: nn.Module, run: Run) -> tuple[FusedWeight, ...]:
     """The parameters whose matrices are weights of products, in order of use.
 
-    They have three axes, or two of which the run makes three.
+    They have three axes, or two of which the run makes three. One that is shared by two modules is left alone.
     """
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if p.dim() == 3 and p.is_contiguous()}
     shapes.update(_flat_stacks(module, run))
+    owners = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    shapes = {name: shape for name, shape in shapes.items() if owners[id(module.get_parameter(name))] == 1}
     held = {key: name for key, name in run.constants.items() if name in shapes}
     seen: dict[str, set[bool]] = {}
     for op in run.ops:

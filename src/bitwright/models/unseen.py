@@ -117,7 +117,8 @@ def _table(module: nn.Module, weight: torch.Tensor) -> WeightSite | None:
 def _kernel(module: nn.Module, weight: torch.Tensor) -> WeightSite | None:
     """Whether it is linear in an image (or a row, or a volume) and gives a channel per row of its weight."""
     groups, kernel = getattr(module, "groups", None), getattr(module, "kernel_size", None)
-    if not isinstance(groups, int) or kernel is None or not 3 <= weight.dim() <= 5:
+    turned = getattr(module, "transposed", False)  # its weight lies the other way round, a row per input channel
+    if not isinstance(groups, int) or kernel is None or turned or not 3 <= weight.dim() <= 5:
         return None
     sides = [max(4, PROBE_KERNELS * size) for size in weight.shape[2:]]
     x = torch.randn(1, weight.shape[1] * groups, *sides, generator=torch.Generator().manual_seed(0)).to(weight)
