@@ -26,6 +26,7 @@ from bitwright.runtime import (
     describe,
 )
 from bitwright.runtime.kernels.linear import reference
+from bitwright.runtime.states import States
 from bitwright.stages.transforms.hadamard import apply_hadamard
 
 
@@ -67,6 +68,12 @@ def both_ways(kernel: Kernel, weight: QuantizedTensor, dtype: torch.dtype) -> tu
     x = torch.randn(5, 72, generator=torch.Generator().manual_seed(1)).to(dtype)
     if kernel.op == "hadamard":
         return kernel.run(x, 36, 5), x.float() @ apply_hadamard(torch.eye(72), 36, 5)
+    if kernel.op == "attention":
+        key, value = States(None, 0), States(None, 0)
+        keys, values = key.append(x.view(1, 1, 5, 72)), value.append(2 * x.view(1, 1, 5, 72))
+        q = x.view(1, 1, 5, 72).expand(1, 2, 5, 72)
+        attend = functional.scaled_dot_product_attention
+        return kernel.run(q, key, value), attend(q, keys, values, is_causal=True, enable_gqa=True)
     packed = QuantLinear.from_quantized(weight).packed()
     assert packed is not None
     prepared, dense, bias = kernel.prepare(packed, dtype), weight.dequantize(dtype), x[0, :12]
