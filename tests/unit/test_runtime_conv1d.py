@@ -67,3 +67,20 @@ def test_a_job_codes_them(recipe: str) -> None:
     assert isinstance(module.mixing, nn.Conv1d)
     with torch.no_grad():
         assert float((module(x) - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+
+class _Turned(nn.Conv1d):
+    """A head for [batch, length, channels], as some speech models have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_a_layer_that_turns_its_input_first_keeps_its_module() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(8, 8), _Turned(8, 5, 1)), torch.randn(4, 16, 8)
+    expected = module(x)
+    bw.quantize(module, "rtn", [x], weights="int8 channel")
+    assert type(module[1]) is _Turned
+    with torch.no_grad():
+        assert float((module(x) - expected).abs().max()) < 0.1 * float(expected.abs().max())

@@ -152,7 +152,7 @@ def _use_of(
     tied = origins[matrix.key] if origins[matrix.key] != (f"{path}.{name}" if path else name) else None
     groups = entry.shape[1] // used[1] if kind == "conv" and len(entry.shape) == len(used) else 1
     site = WeightSite(
-        path, name, kind, role, block, shape, -1, tied, as_input_output != flipped, _whole(op, path, entry, run),
+        path, name, kind, role, block, shape, -1, tied, as_input_output != flipped, _whole(op, path, entry, run, kind),
         bias_name, groups, axes=len(matrix.shape) - 2 if kind == "conv" else 0,
     )  # fmt: skip
     return Use(site, op.index, entry, op.outputs[0], kind == "conv" and _product(used[2:]) == 1)
@@ -167,14 +167,22 @@ def _owner(module: nn.Module, scope: str, parameter: nn.Parameter, name: str) ->
     return path, leaf
 
 
-def _whole(op: Op, path: str, entry: Ref, run: Run) -> bool:
-    """Whether the module's call is this product and nothing else."""
+def _whole(op: Op, path: str, entry: Ref, run: Run, kind: str) -> bool:
+    """Whether the module's call is this product and nothing else (no turning of axes around it either)."""
     for call in run.calls_of(path):
         if call.enter <= op.index < call.exit:
-            given = [ref.key for _, ref in call.inputs]
-            made = [ref.key for ref in call.outputs]
-            return given == [entry.key] and made == [op.outputs[0].key] and call.items == 0
+            given = [ref for _, ref in call.inputs]
+            ends = [*zip(given, [entry], strict=False), *zip(call.outputs, op.outputs[:1], strict=False)]
+            counted = len(given) == len(call.outputs) == 1 and call.items == 0
+            return counted and all(outer.key == inner.key and _lies_like(outer, inner, kind) for outer, inner in ends)
     return False
+
+
+def _lies_like(outer: Ref, inner: Ref, kind: str) -> bool:
+    """Whether two views of the same values have their channels in the same place."""
+    if kind == "embedding":
+        return True
+    return outer.shape == inner.shape if kind == "conv" else outer.shape[-1:] == inner.shape[-1:]
 
 
 def _product(sizes: tuple[int, ...]) -> int:
