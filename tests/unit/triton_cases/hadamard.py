@@ -42,7 +42,6 @@ def compare(x: torch.Tensor, size: int, seed: int, inverse: bool, device: torch.
         (24, 12),
         (40, 40),
         (112, 56),
-        (172, 172),
         (344, 344),
     ],
 )
