@@ -6,6 +6,7 @@
 
 #include <nanobind/stl/tuple.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -23,7 +24,7 @@ Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
 bool given(Span span) { return std::get<0>(span) != 0; }
 
 // Which kernel multiplies.
-enum class Way : int { exact = 0, int8 = 1, lookup = 2, bf16 = 3, ternary = 4 };
+enum class Way : int { exact = 0, int8 = 1, lookup = 2, bf16 = 3, ternary = 4, bits = 5, sums = 6, pairs = 7 };
 
 Float float_type(int code) {
   require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
@@ -126,6 +127,7 @@ struct Call {
   const TernaryWeight* ternary;
   const ByteTables* tables;
   HalfTable levels;
+  const int32_t* counts;
   const Coding* coding;
   const void* x;
   Float type;
@@ -170,16 +172,29 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   const QuantizedRows rows = quantized(call, workspace, shift, values);
   if (call.way == Way::ternary) return call.kernels.linear_ternary(*call.ternary, rows, output, call.threads);
   if (call.way == Way::lookup) return call.kernels.linear_lookup(*call.weight, *call.tables, rows, output, call.threads);
+  if (call.way == Way::sums || call.way == Way::pairs)
+    return call.kernels.linear_sums(*call.weight, rows, call.way == Way::pairs, output, call.threads);
+  if (call.way == Way::bits) {
+    const int values = static_cast<int>(call.coding->high - call.coding->low);
+    const int lowest = static_cast<int>(call.coding->low) - (call.coding->high > 127 ? 128 : 0);
+    return call.kernels.linear_bits(*call.weight, rows, std::bit_width(static_cast<unsigned>(values)), lowest,
+                                    call.counts, output, call.threads);
+  }
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call, const Terms* terms, Span levels) {
+void check(const Call& call, const Terms* terms) {
   require(call.ternary || call.weight, "a product needs a weight");
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
   require(call.way != Way::lookup || call.tables, "lookups need tables");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
-  if (call.way == Way::bf16) buffer(levels).as<const uint16_t>(int64_t{2} << call.weight->bits, "levels");
+  const bool sums = call.way == Way::sums || call.way == Way::pairs;
+  require(!sums || (call.weight->out % 64 == 0 && call.weight->block <= 128 && call.weight->block >= 32 &&
+                    (call.way == Way::sums ? call.weight->bits <= 4 : call.weight->bits == 2)),
+          "tables of sums serve multiples of 64 rows, codes of up to 4 bits and blocks of 32 to 128 inputs");
+  require(call.way != Way::bits || (call.coding && call.coding->run >= call.in && call.weight->block >= 32),
+          "products of bits need activations with one code and one scale for a row");
   if (!call.coding) return;
   require(call.way != Way::exact && call.way != Way::bf16, "coded activations go into integer products");
   const int64_t run = call.coding->run;
@@ -191,14 +206,17 @@ void check(const Call& call, const Terms* terms, Span levels) {
 Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
                const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
                int threads) {
-  require(way >= 0 && way <= 4, "no such kernel");
+  require(way >= 0 && way <= 7, "no such kernel");
   require(weight || ternary, "a product needs a weight");
-  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, coding, nullptr, type, 0, 0, 0,
+  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, nullptr, coding, nullptr, type, 0, 0, 0,
             checked_threads(threads)};
   call.in = ternary ? ternary->in : weight->in;
   call.out = ternary ? ternary->out : weight->out;
-  check(call, terms, levels);
-  call.levels.levels = reinterpret_cast<const uint16_t*>(std::get<0>(levels));
+  check(call, terms);
+  if (call.way == Way::bf16)
+    call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");
+  if (call.way == Way::bits)
+    call.counts = buffer(levels).as<const int32_t>(product(weight->tiles() * kRows, 4 * weight->groups), "counts");
   return call;
 }
 

@@ -64,6 +64,11 @@ struct Kernels {
   // Null where the instruction set has no dot product of bf16.
   void (*linear_bf16)(const Weight&, const HalfTable&, const HalfRows&, const Output&, int threads);
   void (*linear_ternary)(const TernaryWeight&, const QuantizedRows&, const Output&, int threads);
+  // Planes of one bit, codes [bits][tiles][in / 32][64]; activations of `bits` bits from `lowest`, one scale for a row.
+  void (*linear_bits)(const Weight&, const QuantizedRows&, int bits, int32_t lowest, const int32_t* counts,
+                      const Output&, int threads);
+  // Nibbles of 4 bits of a plane, or of two ternary digits: codes [out / 64][blocks][planes][64 * ...].
+  void (*linear_sums)(const Weight&, const QuantizedRows&, bool ternary, const Output&, int threads);
   // y = main + terms + bias, main[rows][out].
   void (*add_terms)(const Terms&, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
                     const Output&, int threads);

@@ -41,6 +41,14 @@ struct Coding {
   float scale = 1, zero = 0;
 };
 
+// Activations bit by bit (kernels/linear_bits.cpp), and the sums of the weight's codes.
+struct BitRows {
+  const uint32_t* words = nullptr;   // [rows][bits][vectors]
+  const int32_t* counts = nullptr;   // [tiles][groups][16]
+  int bits = 0;
+  int32_t lowest = 0;  // the smallest code of an activation
+};
+
 // Beside the coded term: values of single weights, a product of two narrow matrices, and a product with factors that
 // the caller gives per row (zero points of activations).
 struct Terms {

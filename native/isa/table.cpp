@@ -34,6 +34,8 @@ const Kernels& table() {
       .linear_lookup = linear_lookup,
       .linear_bf16 = linear_bf16,
       .linear_ternary = linear_ternary,
+      .linear_bits = linear_bits,
+      .linear_sums = linear_sums,
       .add_terms = add_terms,
       .window_rows = window_rows,
       .rows_to_image = rows_to_image,

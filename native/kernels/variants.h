@@ -24,6 +24,9 @@ void add_terms(const Terms& terms, const float* x, int64_t rows, int64_t in, int
 void window_rows(const Windows& windows, int64_t image, int64_t first, int64_t count, float* rows);
 void rows_to_image(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,
                    void* y);
+void linear_bits(const Weight& weight, const QuantizedRows& x, int bits, int32_t lowest, const int32_t* counts,
+                 const Output& y, int threads);
+void linear_sums(const Weight& weight, const QuantizedRows& x, bool ternary, const Output& y, int threads);
 void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads);
 
 }  // namespace bw::BW_ISA

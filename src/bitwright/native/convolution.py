@@ -54,8 +54,8 @@ class Windows:
     @classmethod
     def of(cls, numbers: list[int]) -> Windows:
         """The inverse of :meth:`numbers`."""
-        pairs = [(numbers[i], numbers[i + 1]) for i in range(0, 10, 2)]
-        return cls(*pairs, place=(numbers[10], numbers[11], numbers[12]))
+        kernel, stride, before, after, dilation = ((numbers[i], numbers[i + 1]) for i in range(0, 10, 2))
+        return cls(kernel, stride, before, after, dilation, (numbers[10], numbers[11], numbers[12]))
 
 
 def convolve(

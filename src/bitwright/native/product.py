@@ -36,6 +36,12 @@ class Way(IntEnum):
     """Pairs of bf16; any codes, where the processor has them."""
     TERNARY = 4
     """Integers; five ternary digits in a byte."""
+    BITS = 5
+    """Counts of common bits; affine codes, coded activations with one scale for a row."""
+    SUMS = 6
+    """Tables of sums of four activations; affine codes of up to 4 bits."""
+    PAIRS = 7
+    """Tables of sums of two activations; ternary digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +118,9 @@ class TernaryWeight:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A weight made ready for one way of multiplying; ``levels`` (bf16 ``[2^bits]``) belongs to ``Way.BF16``."""
+    """A weight made ready for one way of multiplying; ``levels`` is bf16 ``[2^bits]`` for ``Way.BF16`` and the
+    sums of codes, int32 ``[tiles, groups, 16]``, for ``Way.BITS``.
+    """
 
     way: Way
     weight: NativeWeight | TernaryWeight
@@ -224,7 +232,7 @@ def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[An
         coding = _coding(numbers[1:]) if len(numbers) > 1 else None
     except ValueError as error:
         raise InputError(f"the parts of a product do not fit: {error}") from error
-    return [way, weight, ternary, tables, span(levels, torch.bfloat16), terms, coding]
+    return [way, weight, ternary, tables, span(levels, torch.bfloat16, torch.int32), terms, coding]
 
 
 def _bytes(tensor: Tensor | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from bitwright.runtime.kernels.embedding import dense as embedding_dense
 from bitwright.runtime.kernels.embedding import reference as embedding_reference
 from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
 from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
+from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
@@ -40,6 +41,7 @@ TABLE = REFERENCE.with_kernels(
     linear_native.ROUNDED,
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
+    *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,

@@ -122,6 +122,39 @@ def ternary_weight(digits: Tensor, scale: Tensor) -> TernaryWeight:
     return TernaryWeight(codes, tiled(scale).contiguous(), (out, columns))
 
 
+def bit_planes(codes: Tensor, bits: int, block: int) -> Tensor:
+    """Pack each bit of ``codes[out, in]`` as a plane of its own, the lowest first."""
+    planes = [pack_codes(((codes >> bit) & 1).contiguous(), 1, block) for bit in range(bits)]
+    return torch.cat(planes)
+
+
+def code_sums(codes: Tensor, groups: int, width: int) -> Tensor:
+    """Sums of codes ``[tiles, groups, 16]``, int32; a group has ``width`` inputs."""
+    padded = torch.nn.functional.pad(codes, (0, groups * width - codes.shape[1]))
+    return tiled(padded.view(len(codes), groups, width).sum(-1, dtype=torch.int32))
+
+
+def sum_nibbles(codes: Tensor, bits: int, block: int) -> Tensor:
+    """Pack ``codes[out, in]`` for tables of sums: each bit of 4 inputs as a nibble, 64 rows beside each other."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % block))
+    cut = padded.view(-1, 64, padded.shape[1] // block, block // 8, 2, 4)
+    planes = []
+    for bit in range(bits):
+        four = (cut >> bit) & 1
+        nibble = four[..., 0] | four[..., 1] << 1 | four[..., 2] << 2 | four[..., 3] << 3
+        planes.append(nibble[..., 0] | nibble[..., 1] << 4)
+    # [tiles, 64, blocks, planes, pairs] -> [tiles, blocks, planes, pairs, 64]
+    return torch.stack(planes, 3).permute(0, 2, 3, 4, 1).contiguous().flatten()
+
+
+def pair_nibbles(digits: Tensor, block: int) -> Tensor:
+    """Pack ternary ``digits[out, in]`` for tables of sums: two as the nibble ``3 d0 + d1``, 64 rows side by side."""
+    padded = torch.nn.functional.pad(digits, (0, -digits.shape[1] % block))
+    cut = padded.view(-1, 64, padded.shape[1] // block, block // 4, 2, 2)
+    nibble = cut[..., 0] * 3 + cut[..., 1]
+    return (nibble[..., 0] | nibble[..., 1] << 4).permute(0, 2, 3, 1).contiguous().flatten()
+
+
 def extra_terms(weight: QuantizedTensor) -> Terms | None:
     """Single weights and narrow factors of a sum, several of a kind joined; ``None`` without any."""
     sparse = [term for term in weight.terms if isinstance(term, Sparse)]

@@ -51,7 +51,8 @@ def looks_up(weight: QuantizedTensor) -> bool:
     return not isinstance(fmt.grid, IntGrid) and _affine_table(fmt) is None
 
 
-def _blocks(term: Codes) -> tuple[int, int]:
+def blocks(term: Codes) -> tuple[int, int]:
+    """Inputs of a block, and blocks of a scale."""
     found = native.geometry(term.format, term.shape)
     assert not isinstance(found, str)
     return found
@@ -70,7 +71,7 @@ def int8_product(weight: QuantizedTensor) -> Product:
     even = _affine_table(term.format)
     assert even is not None
     step, zero = even
-    block, per_scale = _blocks(term)
+    block, per_scale = blocks(term)
     scale = native.by_row(term, term.scale.effective) * step
     whole = zero == int(zero) and zero >= 0
     zeros = None if whole else torch.full(scale.shape, zero)
@@ -85,7 +86,7 @@ def lookup_product(weight: QuantizedTensor) -> Product:
     """Integers; levels out of byte tables."""
     term, terms = _main(weight), prepared.extra_terms(weight)
     bits = term.format.grid.bits
-    block, per_scale = _blocks(term)
+    block, per_scale = blocks(term)
     scale = native.by_row(term, term.scale.effective)
     if term.codebook is None:
         tables = prepared.shared_tables(term.format.grid.levels())
@@ -103,7 +104,7 @@ def bf16_product(weight: QuantizedTensor) -> Product:
     if isinstance(term.format.grid, IntGrid):
         levels = torch.arange(1 << bits).to(torch.bfloat16)
         return Product(Way.BF16, native.native_weight(term), levels=levels, terms=terms)
-    block, per_scale = _blocks(term)
+    block, per_scale = blocks(term)
     scale = native.smallest(native.by_row(term, term.scale.effective))
     made = prepared.native_codes(term.codes, bits, block, per_scale, scale)
     levels = native.padded(term.format.grid.levels(), 1 << bits).to(torch.bfloat16)
@@ -130,7 +131,8 @@ def _uncoded(request: Request) -> str | None:
     return native.refuses(request)
 
 
-def _evenly(request: Request) -> str | None:
+def unevenly(request: Request) -> str | None:
+    """Why the weight has no evenly spaced levels, or ``None`` where it has."""
     grid = parse(request.format).grid
     if isinstance(grid, IntGrid) or _affine_table(parse(request.format)) is not None:
         return None
@@ -152,7 +154,7 @@ def _short_table(request: Request) -> str | None:
 
 def refuses_int8(request: Request) -> str | None:
     """Integers without a coded input."""
-    return _uncoded(request) or _evenly(request)
+    return _uncoded(request) or unevenly(request)
 
 
 def refuses_lookup(request: Request) -> str | None:
@@ -213,7 +215,7 @@ def refuses_coded(request: Request) -> str | None:
     found = native.geometry(fmt, (request.shape[0], request.shape[1]))
     assert not isinstance(found, str)
     reason = _coded(request, found[0])
-    if reason is not None or _evenly(request) is None:
+    if reason is not None or unevenly(request) is None:
         return reason
     reason = _short_table(request)
     if reason is not None or not request.exact:

@@ -1,0 +1,259 @@
+"""Every compiled product and its variants: microseconds and GB/s, beside a read-bandwidth probe of the same minute.
+
+    python -m benchmarks.native_variants [--out benchmarks/results/native_variants.json] [--seconds 330]
+
+Each turn of a case measures the probe and the case at one and at two threads; medians and the best of the turns are kept. Weights are rotated over more than 200 MB, so that no cache holds them. GB/s counts the
+bytes of the packed weight, processor time says what a kernel costs where others take the clock; at 128 rows GOP/s is
+2 x rows x out x in over the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitwright.formats import parse
+from bitwright.native import require_library
+from bitwright.native.arena import Arena
+from bitwright.native.linear import ROW_TABLE, TABLE, tiled
+from bitwright.native.product import Coding, Product, Terms, Way, multiply
+from bitwright.runtime.kernels.linear import native, prepared
+
+SHAPES = ((8192, 2048), (4096, 11008))
+ROTATED = 200 << 20
+
+Make = Callable[[int, int], Product]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product to measure: how it is made, how its input is coded (bits, or ``None``)."""
+
+    name: str
+    make: Make
+    coded: int | None = None
+    prompt: bool = True
+
+
+def codes_of(out: int, columns: int, levels: int) -> Tensor:
+    return torch.randint(0, levels, (out, columns), dtype=torch.uint8)
+
+
+def affine(bits: int, way: Way, group: int = 128) -> Make:
+    def make(out: int, columns: int) -> Product:
+        codes, groups = codes_of(out, columns, 1 << bits), -(-columns // group)
+        scale = torch.rand(out, groups).half()
+        weight = prepared.native_codes(codes, bits, min(group, 128), max(group // 128, 1), scale, None, 1 << (bits - 1))
+        levels = torch.arange(1 << bits).to(torch.bfloat16) if way == Way.BF16 else None
+        return Product(way, weight, levels=levels)
+
+    return make
+
+
+def channel(bits: int, way: Way) -> Make:
+    """One scale for a row: what coded activations with a scale for every token go with."""
+
+    def make(out: int, columns: int) -> Product:
+        levels = 3 if way == Way.PAIRS else 1 << bits
+        codes = codes_of(out, columns, levels)
+        blocks = -(-columns // 128)
+        plain = prepared.native_codes(codes, bits, 128, blocks, torch.rand(out, 1).half(), None, 1 << (bits - 1))
+        if way == Way.BITS:
+            sums = prepared.code_sums(codes, 1, blocks * 128)
+            return Product(way, replace(plain, codes=prepared.bit_planes(codes, bits, 128)), levels=sums)
+        if way == Way.SUMS:
+            return Product(way, replace(plain, codes=prepared.sum_nibbles(codes, bits, 128)))
+        if way == Way.PAIRS:
+            return Product(way, replace(plain, codes=prepared.pair_nibbles(codes, 128)))
+        return Product(way, plain)
+
+    return make
+
+
+def table(text: str, way: Way) -> Make:
+    def make(out: int, columns: int) -> Product:
+        fmt = parse(text)
+        block, per_scale = native.geometry(fmt, (out, columns))  # type: ignore[misc]
+        levels, bits = fmt.grid.levels(), fmt.grid.bits
+        groups = -(-columns // (int(block) * int(per_scale)))
+        weight = prepared.native_codes(
+            codes_of(out, columns, levels.numel()), bits, int(block), int(per_scale), torch.rand(out, groups).half()
+        )
+        padded = native.padded(levels, 1 << bits)
+        if way == Way.LOOKUP:
+            return Product(way, weight, prepared.shared_tables(levels))
+        if way == Way.BF16:
+            return Product(way, weight, levels=padded.to(torch.bfloat16))
+        return Product(way, replace(weight, levels=TABLE, table=padded))
+
+    return make
+
+
+def learned(way: Way) -> Make:
+    """A codebook of 16 levels for every row."""
+
+    def make(out: int, columns: int) -> Product:
+        codes, book = codes_of(out, columns, 16), torch.randn(out, 1, 16)
+        blocks = -(-columns // 128)
+        if way == Way.LOOKUP:
+            tables, step = prepared.row_tables(book)
+            weight = prepared.native_codes(prepared.by_rows(codes, 128), 4, 128, blocks, step)
+            return Product(way, replace(weight, shape=(out, columns)), tables)
+        weight = prepared.native_codes(codes, 4, 128, blocks, torch.ones(out, 1))
+        return Product(way, replace(weight, levels=ROW_TABLE, table=tiled(book)))
+
+    return make
+
+
+def ternary(out: int, columns: int) -> Product:
+    return Product(Way.TERNARY, prepared.ternary_weight(codes_of(out, columns, 3), torch.rand(out, 1).half()))
+
+
+def with_terms(out: int, columns: int) -> Product:
+    """int4 g128 with 0.5 % single weights and factors of rank 32."""
+    made = affine(4, Way.INT8)(out, columns)
+    each = columns // 200
+    starts = torch.arange(out + 1, dtype=torch.int32) * each
+    places = torch.randint(0, columns, (out * each,), dtype=torch.int32)
+    left, right = tiled(torch.randn(out, 32)), torch.randn(32, columns)
+    return replace(made, terms=Terms(starts, places, torch.randn(out * each), left, right))
+
+
+CASES = (
+    Case("int4 g128 int8", affine(4, Way.INT8)),
+    Case("int4 g128 bf16", affine(4, Way.BF16)),
+    Case("int4 g128 fp32", affine(4, Way.EXACT), prompt=False),
+    Case("int4 g128 + sparse 0.5 % + rank 32", with_terms),
+    Case("nf4 b64 lookup", table("nf4 b64", Way.LOOKUP)),
+    Case("nf4 b64 bf16", table("nf4 b64", Way.BF16)),
+    Case("nf4 b64 fp32", table("nf4 b64", Way.EXACT), prompt=False),
+    Case("mxfp4 lookup", table("mxfp4", Way.LOOKUP)),
+    Case("mxfp4 bf16", table("mxfp4", Way.BF16)),
+    Case("nvfp4 lookup", table("nvfp4", Way.LOOKUP)),
+    Case("lut4 channel lookup", learned(Way.LOOKUP)),
+    Case("lut4 channel fp32", learned(Way.EXACT), prompt=False),
+    Case("e4m3 channel bf16", table("e4m3 channel", Way.BF16)),
+    Case("e4m3 channel fp32", table("e4m3 channel", Way.EXACT), prompt=False),
+    Case("mxfp6 bf16", table("mxfp6_e3m2", Way.BF16)),
+    Case("ternary base 3", ternary),
+    Case("ternary 2 bits", channel(2, Way.INT8)),
+    Case("ternary TL1", channel(2, Way.PAIRS)),
+    Case("w1 int8", channel(1, Way.INT8)),
+    Case("w1 sums", channel(1, Way.SUMS)),
+    Case("w2 sums", channel(2, Way.SUMS)),
+    Case("w4 sums", channel(4, Way.SUMS)),
+    Case("w8a8", channel(8, Way.INT8), 8),
+    Case("w4a8", channel(4, Way.INT8), 8),
+    Case("w1a1 bits", channel(1, Way.BITS), 1),
+    Case("w1a2 bits", channel(1, Way.BITS), 2),
+    Case("w2a2 bits", channel(2, Way.BITS), 2),
+    Case("w1a8 bits", channel(1, Way.BITS), 8),
+    Case("w4a4 bits", channel(4, Way.BITS), 4),
+    Case("w1a1 int8", channel(1, Way.INT8), 1),
+    Case("w2a2 int8", channel(2, Way.INT8), 2),
+    Case("w4a4 int8", channel(4, Way.INT8), 4),
+)
+
+
+def rotated(made: Product, arena: Arena) -> list[Product]:
+    """Copies of a product whose codes fill more memory than caches hold."""
+    codes = made.weight.codes
+    copies = []
+    for _ in range(max(2, -(-ROTATED // codes.nbytes))):
+        place = arena.take(codes.numel())
+        place.copy_(codes.view(-1))
+        copies.append(replace(made, weight=replace(made.weight, codes=place.view(codes.shape))))
+    return copies
+
+
+def coding_of(case: Case, columns: int) -> Coding | None:
+    if case.coded is None:
+        return None
+    low, high = (-(1 << (case.coded - 1)), (1 << (case.coded - 1)) - 1) if case.coded > 1 else (0, 1)
+    return Coding(columns, low, high, max((high - low) / 2, 1.0))
+
+
+def probe(memory: Tensor) -> float:
+    """GB/s of a sum over memory that no cache holds."""
+    start = time.perf_counter()
+    memory.sum()
+    return memory.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def once(products: list[Product], x: Tensor, coding: Coding | None, calls: int) -> tuple[float, float]:
+    """Microseconds of a call, the mean over `calls` of them: by the clock, and of all processors' time."""
+    start, busy = time.perf_counter(), time.process_time()
+    for index in range(calls):
+        multiply(x, products[index % len(products)], None, coding)
+    return (time.perf_counter() - start) / calls * 1e6, (time.process_time() - busy) / calls * 1e6
+
+
+def measure(case: Case, shape: tuple[int, int], turns: int, memory: Tensor) -> list[dict[str, object]]:
+    out, columns = shape
+    made = case.make(out, columns)
+    size = made.bytes()
+    copies = rotated(made, Arena())
+    coding = coding_of(case, columns)
+    found: list[dict[str, object]] = []
+    for rows in (1, 128) if case.prompt else (1,):
+        x = torch.randn(rows, columns)
+        times: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        speeds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(turns if rows == 1 else max(turns // 2, 1)):
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                speeds[threads].append(probe(memory))
+                times[threads].append(once(copies, x, coding, len(copies) if rows == 1 else 1))
+        for threads in (1, 2):
+            clock, busy = zip(*times[threads], strict=True)
+            median, best = statistics.median(clock), min(clock)
+            found.append({
+                "case": case.name, "out": out, "in": columns, "rows": rows, "threads": threads, "bytes": size,
+                "median_us": round(median, 1), "best_us": round(best, 1),
+                "median_cpu_us": round(statistics.median(busy), 1), "best_cpu_us": round(min(busy), 1),
+                "median_gb_s": round(size / median / 1e3, 2), "best_gb_s": round(size / best / 1e3, 2),
+                "median_gop_s": round(2 * rows * out * columns / median / 1e3, 1),
+                "probe_gb_s_median": round(statistics.median(speeds[threads]), 1),
+                "probe_gb_s_best": round(max(speeds[threads]), 1),
+            })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/native_variants.json"))
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=330, help="stop after so long; what is measured is written")
+    parser.add_argument("--only", default="", help="cases that hold this text")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    memory = torch.ones(64 << 20)
+    end = time.monotonic() + options.seconds
+    results: list[dict[str, object]] = []
+    for shape in SHAPES:
+        for case in CASES:
+            if options.only in case.name and time.monotonic() < end:
+                rows = measure(case, shape, options.turns, memory)
+                results += rows
+                for row in rows:
+                    print(json.dumps(row), flush=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = {"processor": platform.processor() or platform.machine(), "instruction_set": require_library().name}
+    protocol = "alternating turns of a probe (sum over 256 MB of fp32) and the case, weights rotated over 200 MB"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = {"commit": commit, "machine": machine, "protocol": protocol, "turns": options.turns, "results": results}
+    options.out.write_text(json.dumps(text, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
