@@ -14,7 +14,8 @@ namespace bw {
 using ChunkFunction = void (*)(void* context, int64_t chunk, int lane);
 
 // Runs `chunks` chunks on at most `threads` threads, the caller's included. Calls from several threads at once are
-// allowed: one gets the workers, the others do their own work.
+// allowed: one gets the workers, the others do their own work; a chunk may call it again. Rethrows the first exception
+// of a chunk when every chunk that was begun has ended.
 void parallel(int threads, int64_t chunks, ChunkFunction function, void* context);
 
 // The same for a callable `body(chunk, lane)`.

@@ -171,9 +171,9 @@ inline float largest(F32x16 x) {
 inline int32_t sum(I32x16 x) {
   int32_t values[8];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), _mm256_add_epi32(x.a, x.b));
-  int32_t total = 0;
-  for (int32_t value : values) total += value;
-  return total;
+  uint32_t total = 0;  // wraps around
+  for (int32_t value : values) total += static_cast<uint32_t>(value);
+  return static_cast<int32_t>(total);
 }
 inline void store_low_bytes(int8_t* p, I32x16 x) {
   int32_t values[16];

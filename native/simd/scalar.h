@@ -59,16 +59,18 @@ inline I32x16 splat_i32(int32_t value) {
   return r;
 }
 inline I32x16 zero_i32() { return splat_i32(0); }
+// Integers wrap around, as in the instructions of the others.
+inline uint32_t bits_of(int32_t value) { return static_cast<uint32_t>(value); }
 inline I32x16 add(I32x16 a, I32x16 b) {
-  BW_EACH a.v[i] += b.v[i];
+  BW_EACH a.v[i] = static_cast<int32_t>(bits_of(a.v[i]) + bits_of(b.v[i]));
   return a;
 }
 inline I32x16 sub(I32x16 a, I32x16 b) {
-  BW_EACH a.v[i] -= b.v[i];
+  BW_EACH a.v[i] = static_cast<int32_t>(bits_of(a.v[i]) - bits_of(b.v[i]));
   return a;
 }
 inline I32x16 mul(I32x16 a, I32x16 b) {
-  BW_EACH a.v[i] *= b.v[i];
+  BW_EACH a.v[i] = static_cast<int32_t>(bits_of(a.v[i]) * bits_of(b.v[i]));
   return a;
 }
 template <int n>
@@ -197,9 +199,9 @@ inline float largest(F32x16 a) {
   return most;
 }
 inline int32_t sum(I32x16 a) {
-  int32_t total = 0;
-  BW_EACH total += a.v[i];
-  return total;
+  uint32_t total = 0;
+  BW_EACH total += bits_of(a.v[i]);
+  return static_cast<int32_t>(total);
 }
 inline void store_low_bytes(int8_t* p, I32x16 a) { BW_EACH p[i] = static_cast<int8_t>(a.v[i]); }
 inline F32x16 lookup16(F32x16 table, I32x16 index) {
