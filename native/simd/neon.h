@@ -24,6 +24,9 @@ constexpr bool kFieldsInPlace = true;
 constexpr bool kFieldsInPlace = false;
 #endif
 
+// Whether loops have one form only, instead of one for each number of rows and tiles that pays.
+constexpr bool kLean = false;
+
 #define BW_EACH for (int i = 0; i < 4; ++i)
 
 inline U8x64 load_bytes(const uint8_t* p) {
@@ -100,11 +103,21 @@ inline I32x16 byte_of_lane(U8x64 a) {
   }
   return r;
 }
-template <int most = 255>
-inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+struct X4 {
+  int8x16_t v;
+};
+inline X4 splat_four(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
-  const int8x16_t x4 = vreinterpretq_s8_s32(vdupq_n_s32(four));
+  return {vreinterpretq_s8_s32(vdupq_n_s32(four))};
+}
+inline U8x64 held(U8x64 a) {
+  asm("" : "+w"(a.v[0]), "+w"(a.v[1]), "+w"(a.v[2]), "+w"(a.v[3]));
+  return a;
+}
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
+  const int8x16_t x4 = x.v;
   if constexpr (most <= 127) {
     BW_EACH acc.v[i] = vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x4);
     return acc;
@@ -121,6 +134,10 @@ inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
   }
 #endif
   return acc;
+}
+template <int most = 255>
+inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
+  return dot<most>(acc, w, splat_four(x));
 }
 
 inline F32x16 splat(float value) {
