@@ -30,7 +30,7 @@ Weight geometry(int64_t out, int64_t in, int bits, int block, int64_t blocks_per
   require(block == 16 || block == 32 || block == 64 || block == 128 || block == 256,
           "blocks are of 16, 32, 64, 128 or 256 inputs");
   require(block != 16 || (bits & 1) == 0, "blocks of 16 inputs hold codes of 2, 4, 6 or 8 bits");
-  require(blocks_per_scale >= 1, "a scale serves at least one block");
+  require(blocks_per_scale >= 1 && blocks_per_scale <= (int64_t{1} << 31), "a scale serves 1 to 2^31 blocks");
   Weight weight;
   weight.out = out;
   weight.in = in;
@@ -55,12 +55,12 @@ Weight make_weight(int64_t out, int64_t in, int bits, int block, int64_t blocks_
                      ? static_cast<const void*>(buffer(scale).as<const float>(scale_bytes, "scale"))
                      : buffer(scale).as<const uint16_t>(scale_bytes, "scale");
   if (std::get<0>(zero_codes)) weight.zero_codes = buffer(zero_codes).as<const uint8_t>(parameters, "zero codes");
-  if (std::get<0>(zeros)) weight.zeros = buffer(zeros).as<const float>(4 * parameters, "zeros");
+  if (std::get<0>(zeros)) weight.zeros = buffer(zeros).as<const float>(product(4, parameters), "zeros");
   require(zero >= 0 && zero < 256, "the zero point is 0 to 255");
   weight.zero = zero;
   if (weight.levels != Levels::affine) {
-    const int64_t entries = (weight.levels == Levels::table ? 1 : parameters) << bits;
-    weight.table = buffer(table).as<const float>(4 * entries, "table");
+    const int64_t entries = product(weight.levels == Levels::table ? 1 : parameters, int64_t{1} << bits);
+    weight.table = buffer(table).as<const float>(product(4, entries), "table");
   }
   return weight;
 }

@@ -22,6 +22,7 @@ BLOCKS = (128, 64, 32, 16)
 
 AFFINE, TABLE, ROW_TABLE = 0, 1, 2
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
+_NUMBERS = 7  # of NativeWeight.geometry
 
 
 def block_of(group: int, bits: int) -> int | None:
@@ -76,6 +77,10 @@ class NativeWeight:
 
 
 def _handle(codes: Tensor, scale: Tensor, zero: Tensor | None, table: Tensor | None, geometry: list[int]) -> Any:
+    if len(geometry) != _NUMBERS:
+        raise InputError(f"a packed weight is described by {_NUMBERS} numbers, not {len(geometry)}")
+    if zero is not None and zero.numel() == 0:
+        raise InputError("zero points are given, but none is in the tensor")
     out, columns, bits, block, per_scale, levels, constant = geometry
     zero_codes, zeros = (zero, None) if zero is not None and zero.dtype == torch.uint8 else (None, zero)
     try:
@@ -84,7 +89,7 @@ def _handle(codes: Tensor, scale: Tensor, zero: Tensor | None, table: Tensor | N
             span(codes, torch.uint8), span(scale, *_SCALES), FLOAT_CODES[scale.dtype],
             span(zero_codes), span(zeros, torch.float32), constant, span(table, torch.float32),
         )  # fmt: skip
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"a packed weight does not fit its geometry: {error}") from error
 
 
@@ -95,13 +100,15 @@ def pack_codes(codes: Tensor, bits: int, block: int, arena: Arena | None = None)
         InputError: for codes that are not a contiguous uint8 matrix, or a wrong width or block.
     """
     library = require_library()
+    if codes.dim() != 2:
+        raise InputError(f"codes are a matrix [out, in], not of {codes.dim()} dimensions")
     out, columns = codes.shape
     try:
         size = int(extension().packed_bytes(out, columns, bits, block))
         packed = torch.empty(size, dtype=torch.uint8) if arena is None else arena.take(size)
         source = span(codes, torch.uint8)
         library.pack_weight(out, columns, bits, block, source, span(packed), torch.get_num_threads())
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"codes cannot be packed: {error}") from error
     return packed
 
@@ -165,13 +172,16 @@ def _run(
     geometry: list[int],
     exact: bool,
 ) -> Tensor:
-    if x.shape[-1] != geometry[1]:
-        raise InputError(f"the weight takes {geometry[1]} channels, not {x.shape[-1]}; check the input")
+    handle = _handle(codes, scale, zero, table, geometry)
+    channels = x.shape[-1] if x.dim() else 0
+    if channels != geometry[1]:
+        raise InputError(f"the weight takes {geometry[1]} channels, not {channels}; check the input")
+    if bias is not None and bias.shape != (geometry[0],):
+        raise InputError(f"a bias for {geometry[0]} outputs has {tuple(bias.shape)} numbers; check the layer")
     kind = float_code(x.dtype)
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], geometry[0]))
     bias = None if bias is None else bias.detach().float().contiguous()
-    handle = _handle(codes, scale, zero, table, geometry)
     rows = x.numel() // geometry[1]
     threads = torch.get_num_threads()
     require_library().linear(handle, span(x.detach()), kind, rows, span(y), span(bias), exact, threads)
