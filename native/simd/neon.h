@@ -213,9 +213,7 @@ inline I32x16 to_i32(F32x16 a) {
   }
   return r;
 }
-inline float sum(F32x16 a) {
-  return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3])));
-}
+inline float sum(F32x16 a) { return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3]))); }
 inline float largest(F32x16 a) {
   float values[16];
   store(values, a);
@@ -223,9 +221,7 @@ inline float largest(F32x16 a) {
   for (float value : values) most = value > most ? value : most;
   return most;
 }
-inline int32_t sum(I32x16 a) {
-  return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
-}
+inline int32_t sum(I32x16 a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3]))); }
 inline void store_low_bytes(int8_t* p, I32x16 a) {
   const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
   const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));

@@ -76,9 +76,15 @@ Case make_case(Random& random) {
   const int64_t parameters = w.tiles() * kRows * w.groups, levels = int64_t{1} << w.bits;
   const int64_t entries = w.levels == Levels::affine ? 0 : w.levels == Levels::table ? levels : parameters * levels;
   const bool wide = w.scale_type == Float::f32;
-  Case c{w, Exact<uint8_t>(w.out * w.in), Exact<uint8_t>(w.tiles() * w.tile_bytes()), Exact<uint8_t>(parameters),
-         Exact<float>(wide ? parameters : 0), Exact<float>(parameters), Exact<float>(entries),
-         Exact<uint16_t>(wide ? 0 : parameters), ""};
+  Case c{w,
+         Exact<uint8_t>(w.out * w.in),
+         Exact<uint8_t>(w.tiles() * w.tile_bytes()),
+         Exact<uint8_t>(parameters),
+         Exact<float>(wide ? parameters : 0),
+         Exact<float>(parameters),
+         Exact<float>(entries),
+         Exact<uint16_t>(wide ? 0 : parameters),
+         ""};
   const int fill = static_cast<int>(random.number(0, 3));
   for (int64_t i = 0; i < c.codes.size(); ++i)
     c.codes[i] = static_cast<uint8_t>(fill == 0 ? levels - 1 : fill == 1 ? 0 : random.number(0, levels - 1));
@@ -192,7 +198,8 @@ void check_product(const Kernels& kernels, const Case& c, const Rows& x, const E
       double sum = bias ? (*bias)[out] : 0, weight = std::fabs(sum);
       for (int64_t k = 0; k < w.in; ++k) {
         const int64_t place = k / w.block * x.rows + row;
-        const double a = exact ? x.values[row * w.in + k] : coded.codes[place * w.block + k % w.block] * double{coded.scale[place]};
+        const double a =
+            exact ? x.values[row * w.in + k] : coded.codes[place * w.block + k % w.block] * double{coded.scale[place]};
         sum += a * c.value(out, k);
         // The kernels subtract zero points from finished sums, so those count in the rounding error.
         weight += std::fabs(a) * (std::fabs(c.value(out, k)) + std::fabs(c.scale_at(c.parameter(out, k))) * 512);
