@@ -53,7 +53,7 @@ native-neon: env  ## cross-compile for 64-bit Arm and run under qemu (Debian: g+
 	$(BIN)/cmake -G Ninja -S native -B build/native-neon -DBITWRIGHT_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
 		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/native-neon
-	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS)
+	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 linear
 
 demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html
 	$(BIN)/bitwright doctor
