@@ -195,6 +195,23 @@ inline F32x16 max(F32x16 a, F32x16 b) {
   BW_EACH a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]);
   return a;
 }
+inline F32x16 min(F32x16 a, F32x16 b) {
+  BW_EACH a.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]);
+  return a;
+}
+inline F32x16 div(F32x16 a, F32x16 b) {
+  BW_EACH a.v[i] = vdivq_f32(a.v[i], b.v[i]);
+  return a;
+}
+inline F32x16 round_even(F32x16 a) {
+  BW_EACH a.v[i] = vrndnq_f32(a.v[i]);
+  return a;
+}
+inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
+  // A true comparison is -1.
+  BW_EACH count.v[i] = vsubq_s32(count.v[i], vreinterpretq_s32_u32(vcgtq_f32(a.v[i], b.v[i])));
+  return count;
+}
 inline F32x16 absolute(F32x16 a) {
   BW_EACH a.v[i] = vabsq_f32(a.v[i]);
   return a;
