@@ -1,7 +1,7 @@
 """Calls the extension with wrong numbers and buffers; a program of its own, because what it looks for are crashes.
 
-``python native_fuzz.py CASES SEED`` prints how many calls were refused and how many were served. Every refusal is one of
-the expected exceptions; everything else ends the program with a traceback or a signal.
+``python native_fuzz.py CASES SEED`` prints how many calls were refused and how many were served. Every refusal is one
+of the expected exceptions; everything else ends the program with a traceback or a signal.
 """
 
 from __future__ import annotations

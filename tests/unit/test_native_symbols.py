@@ -1,8 +1,8 @@
 """No function of one instruction set can be taken for another's by the linker.
 
-Templates and inline functions that are not inlined become weak symbols; the linker keeps one of equal names, perhaps one
-compiled for a processor that is not there. Kernels therefore live in a namespace of their instruction set, and nothing
-else may come out of their object files.
+Templates and inline functions that are not inlined become weak symbols; the linker keeps one of equal names, perhaps
+one compiled for a processor that is not there. Kernels therefore live in a namespace of their instruction set, and
+nothing else may come out of their object files.
 """
 
 from __future__ import annotations
