@@ -87,30 +87,27 @@ def coded_attention(
     q_ptr, k_codes, k_scale, k_zero, k_table, k_tail, v_codes, v_scale, v_zero, v_table, v_tail, mask_ptr,
     sums_ptr, largest_ptr, weight_ptr, k_factor, v_factor, softmax_scale, rows, queries, tokens, k_coded, v_coded,
     tokens_per_split, window, mask_batch, mask_head, repeat, heads,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr,
-    K_BITS: tl.constexpr, K_TOKENS: tl.constexpr, K_CHANNELS: tl.constexpr, K_PARAMS: tl.constexpr,
-    K_BYTES: tl.constexpr, K_KIND: tl.constexpr, K_CENTER: tl.constexpr, K_MANTISSA: tl.constexpr,
-    K_SCALE: tl.constexpr, K_HAS_ZERO: tl.constexpr,
-    V_BITS: tl.constexpr, V_TOKENS: tl.constexpr, V_CHANNELS: tl.constexpr, V_PARAMS: tl.constexpr,
-    V_BYTES: tl.constexpr, V_KIND: tl.constexpr, V_CENTER: tl.constexpr, V_MANTISSA: tl.constexpr,
-    V_SCALE: tl.constexpr, V_HAS_ZERO: tl.constexpr,
-    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, DTYPE: tl.constexpr, WIDEN: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, K_BITS: tl.constexpr,
+    K_TOKENS: tl.constexpr, K_CHANNELS: tl.constexpr, K_PARAMS: tl.constexpr, K_BYTES: tl.constexpr,
+    K_KIND: tl.constexpr, K_CENTER: tl.constexpr, K_MANTISSA: tl.constexpr, K_SCALE: tl.constexpr,
+    K_HAS_ZERO: tl.constexpr, V_BITS: tl.constexpr, V_TOKENS: tl.constexpr, V_CHANNELS: tl.constexpr,
+    V_PARAMS: tl.constexpr, V_BYTES: tl.constexpr, V_KIND: tl.constexpr, V_CENTER: tl.constexpr,
+    V_MANTISSA: tl.constexpr, V_SCALE: tl.constexpr, V_HAS_ZERO: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_MASK: tl.constexpr, DTYPE: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Write a split's sums of values, largest scores and sums of weights for the query rows of one key head.
 
     The rows of a key head are its query heads' queries after each other, so that grouped heads share what is decoded.
-    Softmax is kept online (Milakov and Gimelshein 2018, arXiv:1805.02867): every block of tokens rescales the sums to
-    the largest score so far.
+    Softmax is kept online (Milakov and Gimelshein 2018, arXiv:1805.02867): sums are scaled to the largest score so far.
     """
     head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    channel = tl.arange(0, BLOCK_D)
+    row, channel = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     row_ok = row < rows
     at = tokens - queries + row % queries
     q_at = (head * rows + row)[:, None] * DIM + channel[None, :]
-    q = tl.load(q_ptr + q_at, mask=row_ok[:, None] & (channel < DIM)[None, :], other=0.0)
-    left = operand(q, DTYPE, WIDEN)
+    q_ok = row_ok[:, None] & (channel < DIM)[None, :]
+    left = operand(tl.load(q_ptr + q_at, mask=q_ok, other=0.0), DTYPE, WIDEN)
     total = tl.zeros((BLOCK_R, BLOCK_D), dtype=tl.float32)
     weight = tl.zeros((BLOCK_R,), dtype=tl.float32)
     largest = tl.full((BLOCK_R,), float("-inf"), dtype=tl.float32)
@@ -137,15 +134,14 @@ def coded_attention(
             BLOCK_D, DIM, V_BITS, V_TOKENS, V_CHANNELS, V_PARAMS, V_BYTES, V_KIND, V_CENTER, V_MANTISSA,
             V_SCALE, V_HAS_ZERO,
         )  # fmt: skip
-        right = operand(values, DTYPE, WIDEN)
-        total = tl.dot(operand(share, DTYPE, WIDEN), right, acc=total * shrink[:, None], input_precision="ieee")
+        left_share, right = operand(share, DTYPE, WIDEN), operand(values, DTYPE, WIDEN)
+        total = tl.dot(left_share, right, acc=total * shrink[:, None], input_precision="ieee")
         weight = weight * shrink + tl.sum(share, axis=1)
         largest = now
     part = (split.to(tl.int64) * tl.num_programs(1) + head) * rows + row
     tl.store(largest_ptr + part, largest, mask=row_ok)
     tl.store(weight_ptr + part, weight, mask=row_ok)
-    sums_ok = row_ok[:, None] & (channel < DIM)[None, :]
-    tl.store(sums_ptr + part[:, None] * DIM + channel[None, :], total, mask=sums_ok)
+    tl.store(sums_ptr + part[:, None] * DIM + channel[None, :], total, mask=q_ok)
 
 
 @triton.jit
