@@ -78,7 +78,8 @@ class _Turned(nn.Conv1d):
 
 def test_a_layer_that_turns_its_input_first_keeps_its_module() -> None:
     torch.manual_seed(0)
-    module, x = nn.Sequential(nn.Linear(8, 8), _Turned(8, 5, 1)), torch.randn(4, 16, 8)
+    module = nn.Sequential(nn.Linear(8, 8), _Turned(8, 5, 1), nn.Linear(5, 3))
+    x = torch.randn(4, 16, 8)
     expected = module(x)
     bw.quantize(module, "rtn", [x], weights="int8 channel")
     assert type(module[1]) is _Turned
