@@ -95,8 +95,8 @@ lock:  ## resolve pyproject.toml afresh into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet torch==$(TORCH) --editable '.[dev]'
 	sed '/^[^#]/d' requirements.lock > build/lock.head
-	build/lock/bin/python -m pip freeze --all --exclude-editable | grep -Ev '^(nvidia-|cuda-|triton==|pip==|wheel==)' \
-		| sed -E 's/^(torch==[^+]+)\+.*/\1/' | cat build/lock.head - > build/lock.new
+	build/lock/bin/python -m pip freeze --all --exclude-editable | grep -Ev '^(nvidia-|cuda-|pip==|wheel==)' \
+		| sed -E -e 's/^(torch==[^+]+)\+.*/\1/' -e 's/^triton==.*/&; platform_system == "Linux"/' | cat build/lock.head - > build/lock.new
 	mv build/lock.new requirements.lock && rm -rf build/lock build/lock.head
 
 clean:  ## remove what was built here (not the environment)

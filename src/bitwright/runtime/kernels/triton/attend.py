@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 from torch import Tensor
 
 from bitwright.errors import InputError

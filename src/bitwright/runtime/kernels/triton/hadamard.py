@@ -8,8 +8,8 @@ import functools
 import math
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from bitwright.errors import InputError

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from bitwright.runtime.kernels.triton.decode import level, operand, stored_scale, tile_codes
 
