@@ -272,7 +272,7 @@ def _model_class(checkpoint: Checkpoint) -> tuple[Any, Any]:
 
 def _skeleton(kind: Any, config: Any, dtype: torch.dtype, checkpoint: Checkpoint) -> nn.Module:
     """The module with empty parameters; its buffers (rotary frequencies, masks) are computed as usual."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
 
     build = kind.from_config if hasattr(kind, "from_config") else kind._from_config
     try:
