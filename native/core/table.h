@@ -7,6 +7,8 @@
 #include "core/bits.h"
 #include "core/sweep.h"
 #include "core/variants.h"
+#include "core/attention.h"
+#include "core/network.h"
 #include "core/weight.h"
 #include "core/windows.h"
 
@@ -52,6 +54,7 @@ struct Kernels {
   // that covers a span, each call sees the history that the one before left. Targets stay.
   void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
                      float* factors, int threads);
+
   // -- further products (core/variants.h) ------------------------------------------------------------------------
   // Rows coded as a recipe says; shift[rows][runs] = -scale * zero point and values (what the codes mean) may be null.
   void (*code_rows)(const Coding&, const void* x, Float type, int64_t rows, int64_t in, int block, int8_t* codes,
@@ -77,6 +80,18 @@ struct Kernels {
   void (*window_rows)(const Windows&, int64_t image, int64_t first, int64_t count, float* rows);
   void (*rows_to_image)(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,
                         void* y);
+
+  // -- decoding: fp32 rows, on the calling thread --------------------------------------------------------------
+  void (*norm_row)(const Norm&, const float* x, float* y);
+  // x += factor * y
+  void (*add_row)(float* x, const float* y, float factor, int64_t count);
+  // y = activation(gate) * up; without up: activation(gate)
+  void (*gate_row)(Activation, const float* gate, const float* up, float* y, int64_t count);
+  // x *= factor, then cap * tanh(x / cap) where cap is not 0
+  void (*cap_row)(float* x, float factor, float cap, int64_t count);
+  // The outputs [first, last) of y[rows][out] = x W^T + bias for a float matrix.
+  void (*linear_dense)(const Dense&, const float* x, int64_t rows, float* y, int64_t first, int64_t last);
+  void (*attend)(const Attend&);
 };
 
 // The tables of this build that the processor can run, the fastest first; ends with scalar.

@@ -2,6 +2,7 @@
 #include "core/table.h"
 
 #include "kernels/bits.h"
+#include "kernels/decode.h"
 #include "kernels/linear.h"
 #include "kernels/sweep.h"
 #include "kernels/variants.h"
@@ -39,6 +40,12 @@ const Kernels& table() {
       .add_terms = add_terms,
       .window_rows = window_rows,
       .rows_to_image = rows_to_image,
+      .norm_row = norm_row,
+      .add_row = add_row,
+      .gate_row = gate_row,
+      .cap_row = cap_row,
+      .linear_dense = linear_dense,
+      .attend = attend,
   };
   return kernels;
 }

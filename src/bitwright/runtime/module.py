@@ -211,6 +211,18 @@ class QuantModule(nn.Module):
         assert packed is not None
         return choice.kernel.prepare(packed, dtype)
 
+    def prepared_by(self, choice: Choice, dtype: torch.dtype) -> Any:
+        """What a kernel prepares of the weight; the same object as long as it is kept."""
+        return self._prepared(choice, dtype)
+
+    def keep_prepared(self, choice: Choice, dtype: torch.dtype, prepared: Any) -> None:
+        """Take what a kernel prepared elsewhere (in an arena that many weights share) in the place of its own."""
+        for key, (other, _) in tuple(self._served.items()):
+            if other.kernel.name == choice.kernel.name and key[1] == dtype:
+                self._served[key] = choice, prepared
+        if not self.cache_weights:
+            self._served[("cpu", dtype, 1)] = choice, prepared
+
     def forget_prepared(self) -> None:
         """Drop what kernels prepared; it is made again at the next call."""
         self._served.clear()

@@ -69,6 +69,11 @@ def prepare(packed: PackedWeight, dtype: torch.dtype) -> NativeWeight:
     return native_weight(term)
 
 
+def serves(term: Codes) -> bool:
+    """Whether a coded term has a place in the kernels' layout."""
+    return term.format.grid.bits <= 8 and not isinstance(geometry(term.format, term.shape), str)
+
+
 def native_weight(term: Codes) -> NativeWeight:
     """Return a coded term ``[out, in]`` in the kernels' layout."""
     fmt, shape, grid = term.format, term.shape, term.format.grid

@@ -1,0 +1,96 @@
+// A network of attention and multilayer blocks as plain data: what one step of decoding does.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/weight.h"
+
+namespace bw {
+
+// A float matrix [out][in].
+struct Dense {
+  int64_t out = 0;
+  int64_t in = 0;
+  Float type = Float::f32;
+  const void* values = nullptr;
+  const float* bias = nullptr;
+};
+
+// A linear layer: packed codes, or floats.
+struct Matrix {
+  bool packed = false;
+  bool exact = true;  // packed: activations as they are, not in 8 bits
+  Weight weight;
+  Dense dense;
+  const float* bias = nullptr;
+
+  int64_t out() const { return packed ? weight.out : dense.out; }
+  int64_t in() const { return packed ? weight.in : dense.in; }
+};
+
+// gain * x / sqrt(mean(x^2) + eps) + shift; `centred`: of x less its mean.
+struct Norm {
+  int64_t dim = 0;
+  const float* gain = nullptr;
+  const float* shift = nullptr;  // or null
+  float eps = 0;
+  bool centred = false;
+};
+
+// Angles of a rotary position embedding: channel i is turned with i + planes, or 2 i with 2 i + 1 (interleaved).
+struct Rotary {
+  int64_t positions = 0;
+  int64_t planes = 0;
+  const float* cosine = nullptr;  // [positions][planes]
+  const float* sine = nullptr;
+  bool interleaved = false;
+};
+
+enum class Activation : int { none = 0, silu, gelu_tanh, gelu_erf, relu, relu_squared, gelu_sigmoid };
+
+// Channels [at, ...) of the output of one matrix of a group.
+struct Place {
+  int matrix = 0;  // number within the group
+  int64_t at = 0;
+};
+
+struct Layer {
+  int norm = -1;           // before attention; numbers of norms and matrices in the network, -1: none
+  std::vector<int> qkv;    // matrices that read the normed stream
+  Place query, key, value;
+  int query_norm = -1, key_norm = -1;
+  int rotary = -1;
+  float scale = 1;         // of the scores
+  float cap = 0;
+  int64_t window = 0;      // tokens that a token sees, itself included; 0: all
+  int output = -1;
+  int output_norm = -1;    // of what attention adds
+  float output_factor = 1;
+  int feed_norm = -1;
+  std::vector<int> feed;   // gate and up
+  Place gate, up;
+  bool gated = true;
+  Activation activation = Activation::silu;
+  int down = -1;
+  int down_norm = -1;
+  float down_factor = 1;
+};
+
+struct Network {
+  int64_t hidden = 0, vocabulary = 0;
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t context = 0;
+  std::vector<Matrix> matrices;
+  std::vector<Norm> norms;
+  std::vector<Rotary> rotaries;
+  std::vector<Layer> layers;
+  int embedding = -1;
+  float embedding_factor = 1;
+  int final_norm = -1;
+  int head = -1;
+  float logit_factor = 1;
+  float logit_cap = 0;
+};
+
+}  // namespace bw

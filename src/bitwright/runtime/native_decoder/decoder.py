@@ -1,0 +1,94 @@
+"""A decoder over a compiled network: one call of compiled code for a prompt or a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import InputError
+from bitwright.native import extension
+from bitwright.native.buffers import FLOAT_CODES, span
+from bitwright.runtime.decoder import PIECE
+from bitwright.runtime.native_decoder.build import NativeNetwork
+
+
+class NativeDecoder:
+    """One sequence; keeps the contract of :class:`bitwright.runtime.decoder.Decoder`.
+
+    Args:
+        network: what is run; decoders share it.
+        cache: float type of keys and values.
+        threads: threads of a step; ``None``: as many as torch uses at the time of the call.
+    """
+
+    def __init__(
+        self, network: NativeNetwork, cache: torch.dtype = torch.float32, threads: int | None = None
+    ) -> None:
+        if cache not in FLOAT_CODES:
+            raise InputError(f"a cache of floats holds float32, float16 or bfloat16, not {cache}")
+        self._network = network
+        self._cache = cache
+        self._threads = threads
+        self._reader: Any = None
+
+    @property
+    def context(self) -> int | None:
+        """Positions that there are angles for."""
+        return self._network.plan.context
+
+    @property
+    def piece(self) -> int | None:
+        """Pieces of a prompt give what the whole prompt gives."""
+        return PIECE
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the cache."""
+        return 0 if self._reader is None else int(self._reader.tokens)
+
+    def start(self, ids: Sequence[int]) -> Tensor:
+        """Begin a new sequence; see :class:`bitwright.runtime.decoder.Decoder`."""
+        if self._reader is not None:
+            self._reader.crop(0)
+        return self.extend(ids)
+
+    def extend(self, ids: Sequence[int]) -> Tensor:
+        """Read more tokens.
+
+        Raises:
+            InputError: for no tokens, one that is not in the vocabulary, or more than fit.
+        """
+        plan = self._network.plan
+        if not ids:
+            raise InputError("there are no tokens to read; give at least one")
+        if self.tokens + len(ids) > plan.context:
+            raise InputError(f"{self.tokens + len(ids)} tokens do not fit the context of {plan.context}; give fewer")
+        if self._reader is None:
+            self._reader = extension().Reader(self._network.handle, FLOAT_CODES[self._cache])
+        tokens = torch.tensor(list(ids), dtype=torch.int64)
+        logits = torch.empty(plan.vocabulary)
+        threads = torch.get_num_threads() if self._threads is None else self._threads
+        try:
+            self._reader.read(span(tokens), span(logits), threads)
+        except ValueError as error:
+            raise InputError(f"tokens cannot be read: {error}") from error
+        return logits
+
+    def step(self, token: int) -> Tensor:
+        """Read one token."""
+        return self.extend([token])
+
+    def crop(self, tokens: int) -> int:
+        """Go back to the first tokens."""
+        if tokens <= 0:
+            self._reader = None
+        elif self._reader is not None:
+            self._reader.crop(tokens)
+        return self.tokens
+
+    def bytes(self) -> int:
+        """Bytes of the cache and of the memory of a step."""
+        return 0 if self._reader is None else int(self._reader.bytes())
