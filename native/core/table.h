@@ -4,11 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/attention.h"
 #include "core/bits.h"
+#include "core/network.h"
 #include "core/sweep.h"
 #include "core/variants.h"
-#include "core/attention.h"
-#include "core/network.h"
 #include "core/weight.h"
 #include "core/windows.h"
 

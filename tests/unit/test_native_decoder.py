@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "gemma": ("GemmaConfig", {"head_dim": 24, "num_key_value_heads": 1}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 8}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16, "attn_logit_softcapping": 20.0, "sliding_window": 8}),
     "mistral": ("MistralConfig", {"sliding_window": 8}),
     "phi3": ("Phi3Config", {}),
     "glm": ("GlmConfig", {"head_dim": 16}),
@@ -187,10 +188,20 @@ def test_wrong_tokens_are_errors() -> None:
         NativeDecoder(network, torch.float64)
 
 
+def test_caps_that_small_scores_and_logits_do_not_show() -> None:
+    model = tiny("Gemma2Config", head_dim=16, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.25 if parameter.dim() == 2 else 0.05)
+    network, _ = native_network(model)
+    assert network.plan.logit_cap == pytest.approx(30, rel=1e-3)
+    assert [layer.attention.cap for layer in network.plan.layers] == pytest.approx([50, 50], rel=1e-3)
+
+
 def test_a_network_that_is_not_equal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof compares logits: whatever was misread, it does not pass."""
     from bitwright.runtime.native_decoder import attention
 
-    monkeypatch.setattr(attention, "_scale", lambda *parts: 0.01)
-    with pytest.raises(NotServedError, match="differ"):
+    monkeypatch.setattr(attention, "_scale", lambda *parts: (0.01, 0.0))
+    with pytest.raises(NotServedError, match="differ|large scores"):
         native_network(tiny("LlamaConfig"))

@@ -103,10 +103,16 @@ def test_bytes_per_token_and_the_share_of_the_bandwidth(toy_llama: LlamaForCausa
     tied = copy.deepcopy(toy_llama)
     tied.lm_head.weight = tied.model.embed_tokens.weight
     assert bytes_per_token(tied) == everything - table
-    result = bench(model, prompt=4, new_tokens=2, repeats=1, bandwidth=1e9)
+    result = bench(model, prompt=4, new_tokens=2, repeats=1, bandwidth=1e9, native=False)
     share = result["tokens_per_second"] * result["bytes_per_token"] / 1e9
     assert result["bandwidth_share"] == pytest.approx(share)
     assert result["kernels"] == ["embedding/reference", "linear/reference" if unavailable() else "linear/native"]
     assert result["threads"] == torch.get_num_threads()
+    assert (result["decoder"], result["decoder_error"]) == ("modules", None)
+    compiled = bench(model, prompt=4, new_tokens=2, repeats=1, bandwidth=1e9)
+    if unavailable() is None:
+        assert (compiled["decoder"], compiled["decoder_reason"]) == ("native", None)
+        assert compiled["kernels"] == ["dense/fp32", "embedding/native", "linear/native"]
+        assert compiled["decoder_error"] < 1e-5
     with pytest.raises(InputError, match="vocabulary"):
         bench(nn.Linear(2, 2))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,56 @@ def generation_speed(
             f"{repeats}, {torch.get_num_threads()} threads, {dtype_text(module)}"
         ),
     )
+
+
+class Reader(Protocol):
+    """One sequence that is read token by token (a decoder of the runtime)."""
+
+    def start(self, ids: Sequence[int]) -> Tensor:
+        """Forget everything, read ``ids``, return ``logits[vocabulary]``."""
+        ...
+
+    def step(self, token: int) -> Tensor:
+        """Read one more token."""
+        ...
+
+
+def decoder_speed(
+    reader: Reader, vocabulary: int, prompt: int = 128, new_tokens: int = 64, repeats: int = 3, seed: int = 0
+) -> GenerationSpeed:
+    """Time greedy generation with a decoder, as :func:`generation_speed` does with a module (batch 1).
+
+    Raises:
+        InputError: if a size is not positive.
+    """
+    if min(prompt, new_tokens, repeats, vocabulary) < 1:
+        raise InputError("prompt, new tokens, repeats and vocabulary must be at least 1; raise them")
+    ids = torch.randint(0, vocabulary, (prompt,), generator=stream(seed, "speed")).tolist()
+    _read(reader, ids, min(2, new_tokens))
+    times = [_read(reader, ids, new_tokens) for _ in range(repeats)]
+    prefill, decode = min(t[0] for t in times), min(t[1] for t in times)
+    return GenerationSpeed(
+        tokens_per_second=new_tokens / decode,
+        prefill_tokens_per_second=prompt / prefill,
+        prompt=prompt,
+        new_tokens=new_tokens,
+        batch=1,
+        threads=torch.get_num_threads(),
+        repeats=repeats,
+        protocol=(
+            f"greedy, batch 1, random prompt of {prompt} tokens (seed {seed}), {new_tokens} new tokens, best of "
+            f"{repeats}, {torch.get_num_threads()} threads, compiled step"
+        ),
+    )
+
+
+def _read(reader: Reader, ids: Sequence[int], new_tokens: int) -> tuple[float, float]:
+    started = time.perf_counter()
+    token = int(reader.start(ids).argmax())
+    read = time.perf_counter()
+    for _ in range(new_tokens):
+        token = int(reader.step(token).argmax())
+    return read - started, time.perf_counter() - read
 
 
 def _once(

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from bitwright.errors import InputError
-from bitwright.evaluation.speed import generation_speed
+from bitwright.evaluation.speed import decoder_speed, generation_speed
 from bitwright.machine import read_bandwidth
 from bitwright.runtime.module import QuantModule, describe
+from bitwright.runtime.native_decoder import find_decoders
 
 
 def bench(
@@ -20,11 +21,14 @@ def bench(
     repeats: int = 3,
     seed: int = 0,
     bandwidth: float | None = None,
+    native: bool = True,
 ) -> dict[str, Any]:
     """Measure greedy generation at batch 1 and relate it to the bytes that every token must read.
 
     ``bandwidth_share`` is ``tokens_per_second * bytes_per_token`` over the measured read bandwidth (bytes per second;
-    measured here when not given): 1 is the limit of a machine that does nothing but read the weights.
+    measured here when not given): 1 is the limit of a machine that does nothing but read the weights. ``decoder`` is
+    ``native`` (the compiled step, which ``native`` allows where it is proved) or ``modules``; ``decoder_reason`` says
+    why not the former.
 
     Raises:
         InputError: if the model is no causal language model, or a size is not positive.
@@ -32,12 +36,19 @@ def bench(
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if not isinstance(vocabulary, int):
         raise InputError("speed is measured on causal language models of transformers; this module has no vocabulary")
-    factory = getattr(model, "bitwright_cache_factory", None)
-    speed = generation_speed(
-        model, vocabulary, prompt=prompt, new_tokens=new_tokens, repeats=repeats, seed=seed, cache_factory=factory
-    )
+    found = find_decoders(model) if native else None
+    if found is not None and found.network is not None:
+        speed = decoder_speed(found.decoders(), vocabulary, prompt, new_tokens, repeats, seed)
+        size = found.network.bytes_per_token
+        kernels = sorted({name for name in found.network.kernels.values() if name != "shared"})
+    else:
+        factory = getattr(model, "bitwright_cache_factory", None)
+        speed = generation_speed(
+            model, vocabulary, prompt=prompt, new_tokens=new_tokens, repeats=repeats, seed=seed, cache_factory=factory
+        )
+        size = bytes_per_token(model)
+        kernels = sorted({served.kernel for served in describe(model, _dtype(model), rows=1)})
     measured = read_bandwidth() if bandwidth is None else bandwidth
-    size = bytes_per_token(model)
     return {
         "tokens_per_second": speed.tokens_per_second,
         "prefill_tokens_per_second": speed.prefill_tokens_per_second,
@@ -45,7 +56,10 @@ def bench(
         "bandwidth_bytes_per_second": measured,
         "bandwidth_share": speed.tokens_per_second * size / measured,
         "threads": speed.threads,
-        "kernels": sorted({served.kernel for served in describe(model, _dtype(model), rows=1)}),
+        "decoder": "native" if found is not None and found.native else "modules",
+        "decoder_reason": "it was not asked for" if found is None else found.reason,
+        "decoder_error": None if found is None else found.error,
+        "kernels": kernels,
         "protocol": f"{speed.protocol}; bytes are those of the stored weights",
     }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Exact, Json, Threads, use_threads
+from bitwright.cli.options import Exact, Json, NoNative, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -16,6 +16,7 @@ def command(
     tokens: Annotated[int, typer.Option(help="New tokens.", min=1)] = 64,
     repeats: Annotated[int, typer.Option(help="Repetitions; the best is shown.", min=1)] = 3,
     exact: Exact = False,
+    no_native: NoNative = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -25,7 +26,8 @@ def command(
 
     with Output(json) as out:
         use_threads(threads)
-        result = bench(open_runnable(model, cache_weights=False, exact=exact).module, prompt, tokens, repeats)
+        module = open_runnable(model, cache_weights=False, exact=exact).module
+        result = bench(module, prompt, tokens, repeats, native=not no_native)
         out.result(result)
         out.table(
             ["", ""], [(k, v) for k, v in result.items() if k != "protocol"], title=model, note=str(result["protocol"])

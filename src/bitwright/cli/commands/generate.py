@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitwright.cli.options import Exact, Json, Seed, Threads, use_threads
+from bitwright.cli.options import Exact, Json, NoNative, Seed, Threads, use_threads
 from bitwright.cli.output import Output
 
 
@@ -24,12 +24,14 @@ def command(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     exact: Exact = False,
     seed: Seed = 0,
+    no_native: NoNative = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Continue a prompt; a quantized model runs on its packed weights and cache."""
     from bitwright.jobs.opened_model import open_decoding
     from bitwright.runtime.generate import generate
+    from bitwright.runtime.native_decoder import find_decoders
     from bitwright.runtime.sampling import Sampling
 
     with Output(json) as out:
@@ -45,9 +47,12 @@ def command(
             seed=seed,
         )
         opened = open_decoding(model, exact=exact)
+        found = find_decoders(opened.module, native=not no_native)
         pieces = []
-        for piece in generate(opened.module, opened.tokenizer(), prompt, tokens, sampling, stop or ()):
+        read = found.decoders()
+        for piece in generate(opened.module, opened.tokenizer(), prompt, tokens, sampling, stop or (), read):
             pieces.append(piece)
             out.console.print(piece, end="", markup=False, highlight=False)
         out.console.print()
-        out.result({"model": model, "prompt": prompt, "text": "".join(pieces)})
+        result = {"model": model, "prompt": prompt, "text": "".join(pieces)}
+        out.result(result | {"decoder": "native" if found.native else "modules", "decoder_reason": found.reason})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitwright.cli.options import Exact, Json, Threads, use_threads
+from bitwright.cli.options import Exact, Json, NoNative, Threads, use_threads
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
@@ -42,6 +42,7 @@ def command(
         bool, typer.Option("--unpack", help="Keep float copies of the weights: for formats that no fast kernel serves.")
     ] = False,
     exact: Exact = False,
+    no_native: NoNative = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -49,7 +50,7 @@ def command(
     _need("starlette", "uvicorn")
     from bitwright.jobs.command import size
     from bitwright.jobs.opened_model import open_runnable
-    from bitwright.runtime.decoder import module_decoders
+    from bitwright.runtime.native_decoder import find_decoders
     from bitwright.serving.app import Api, Door
     from bitwright.serving.engine import Engine, Limits
     from bitwright.serving.keys import check_open, read_keys
@@ -64,7 +65,7 @@ def command(
             check_open(is_local(bound), keys, no_api_key)
             door = Door(keys, is_local(bound) and not no_api_key, size(max_body), tuple(origin or ()))
             opened = open_runnable(model, cache_weights=unpack, exact=exact)
-            decoders = module_decoders(opened.module)
+            decoders = find_decoders(opened.module, native=not (no_native or unpack)).decoders
             served = _served(opened, name, decoders().context, max_prompt, max_tokens)
             with Engine(decoders, opened.tokenizer(), limits) as engine:
                 api = Api(engine, served, door)

@@ -14,7 +14,7 @@ from bitwright.runtime.native_decoder.plan import AttentionPart, MatrixPart, Nor
 from bitwright.runtime.native_decoder.rotary import turned
 from bitwright.runtime.native_decoder.trace import TOKENS, Call, distance
 
-_NEAR = 2e-4
+NEAR = 2e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def read_attention(
         raise NotServedError("the cached values are no channels of a linear layer")
     key, key_norm, rotary = _find_keys(inner, projections, past, rotaries, value)
     taken = {(slot.matrix, at) for slot in (key, value) for at in range(slot.at, slot.at + past.width)}
-    full = _unturned(projections, key, past.width, head)
+    full = unturned(projections, key, past.width, head)
     keys = turned(full if key_norm is None else run_norm(key_norm, full), rotary)
     assert keys is not None
     held = projections.outputs[value.matrix][:, value.at : value.at + past.width].reshape(TOKENS, -1, head)
@@ -72,19 +72,19 @@ def read_attention(
         assert queries is not None
         scale = _scale(queries, keys, held, mixed, past.window)
         if scale is not None:
-            parts = (projections.matrices, query, key, value, norm, key_norm, rotary)
-            return AttentionPart(*parts, scale, past.window)
+            parts = (projections.matrices, query, key, value, head, past.width, norm, key_norm, rotary)
+            return AttentionPart(*parts, scale[0], past.window, scale[1])
     raise NotServedError("attention is not the plain one: its output does not follow from queries, keys and values")
 
 
-def _unturned(projections: Projections, slot: Slot, width: int, head: int) -> Tensor:
+def unturned(projections: Projections, slot: Slot, width: int, head: int) -> Tensor:
     return projections.outputs[slot.matrix][:, slot.at : slot.at + width].reshape(TOKENS, -1, head)
 
 
 def _find(projections: Projections, width: int, head: int, wanted: Tensor) -> Slot | None:
     seen = wanted.shape[0]
     for slot, raw in projections.slots(width, head):
-        if distance(raw[-seen:], wanted) <= _NEAR:
+        if distance(raw[-seen:], wanted) <= NEAR:
             return slot
     return None
 
@@ -100,7 +100,7 @@ def _find_keys(
         plain = raw if norm is None else run_norm(norm, raw)
         for rotary in (None, *rotaries):
             made = turned(plain, rotary)
-            if made is not None and distance(made[-wanted.shape[0] :], wanted) <= _NEAR:
+            if made is not None and distance(made[-wanted.shape[0] :], wanted) <= NEAR:
                 return slot, norm, rotary
     raise NotServedError("the cached keys are no linear layer with a norm and a rotary embedding that are known here")
 
@@ -119,20 +119,41 @@ def _norm_of(inner: list[Call], raw: Tensor) -> NormPart | None:
     return None
 
 
-def _scale(queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, window: int) -> float | None:
-    """The scale of the scores with which attention gives ``mixed``, or ``None``."""
+def _scale(queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, window: int) -> tuple[float, float] | None:
+    """(scale, cap) of the scores with which attention gives ``mixed``, or ``None``."""
     usual = 1 / math.sqrt(queries.shape[-1])
     for scale in (usual, _fitted(queries, keys, values, mixed)):
-        if scale is not None and distance(attend(queries, keys, values, scale, window), mixed) <= _NEAR:
-            return scale
+        if scale is None:
+            continue
+        if distance(attend(queries, keys, values, scale, window), mixed) <= NEAR:
+            return scale, 0.0
+        cap = fitted_cap(queries, keys, values, mixed, scale, window)
+        if cap is not None:
+            return scale, cap
     return None
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int) -> Tensor:
+def fitted_cap(queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, scale: float, window: int) -> float | None:
+    """The cap of the scores with which attention gives ``mixed``, or ``None``: a search over its logarithm."""
+
+    def error(place: float) -> float:
+        return distance(attend(queries, keys, values, scale, window, math.exp(place)), mixed)
+
+    places = [0.1 * step for step in range(70)]
+    best = min(places, key=error)
+    low, high = best - 0.1, best + 0.1
+    for _ in range(50):
+        first, second = low + 0.382 * (high - low), low + 0.618 * (high - low)
+        low, high = (low, second) if error(first) < error(second) else (first, high)
+    return math.exp(low) if error(low) <= NEAR else None
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int, cap: float = 0.0) -> Tensor:
     """Causal attention by its definition; all ``[tokens, heads, head]``, result ``[tokens, heads * head]``."""
     repeat = queries.shape[1] // keys.shape[1]
     keys, values = (t.repeat_interleave(repeat, 1) for t in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
+    scores = cap * torch.tanh(scores / cap) if cap else scores
     place = torch.arange(queries.shape[0])
     behind = place[:, None] - place[None]
     hidden = (behind < 0) | (behind >= window if window else behind < 0)

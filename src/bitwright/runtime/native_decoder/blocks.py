@@ -21,7 +21,7 @@ from bitwright.runtime.native_decoder.plan import (
     RotaryPart,
     Slot,
 )
-from bitwright.runtime.native_decoder.trace import TOKENS, Call, Trace, factor_between, same
+from bitwright.runtime.native_decoder.trace import TOKENS, Call, Trace, distance, factor_between, same
 
 _NEAR = 2e-4
 _SHAPES = {
@@ -72,13 +72,13 @@ def read_block(trace: Trace, call: Call, layer: Any, rotaries: tuple[RotaryPart,
         NotServedError: saying what the compiled step has no form for.
     """
     calls = trace.inside(call)
-    norms = [(c, part) for c in calls if (part := as_norm(c)) is not None]
-    matrices = [(c, part) for c in calls if (part := as_matrix(c)) is not None]
+    norms = [(c, norm) for c in calls if (norm := as_norm(c)) is not None]
+    matrices = [(c, matrix) for c in calls if (matrix := as_matrix(c)) is not None]
     inside = _Inside(calls, norms, matrices)
     x, y = call.x, call.y
     assert x is not None
     assert y is not None
-    first = [(c, part) for c, part in norms if same(c.x, x)]
+    first = [(c, norm) for c, norm in norms if same(c.x, x)]
     if len(first) != 1:
         raise NotServedError(f"{call.path}: {len(first)} norms read the stream at its beginning; one is served")
     middle, feed_norm, output, output_norm, output_factor = _first_half(call, inside, x, first[0][0])
@@ -165,15 +165,17 @@ def _feed(call: Call, readers: Projections, down_call: Call, down: MatrixPart) -
         for number, output in enumerate(readers.outputs)
         for at in range(0, output.shape[1] - width + 1, width)
     ]
-    size = float(inner.abs().max()) or 1.0
+    found: list[tuple[float, FeedPart]] = []
     for name, shape in _SHAPES.items():
         for gate, value in slots:
             made = shape(value)
-            if float((made - inner).abs().max()) <= _NEAR * size:
-                return FeedPart(readers.matrices, gate, None, name, down)
+            found.append((distance(made, inner), FeedPart(readers.matrices, gate, None, name, down)))
             for up, factor in slots:
-                if up != gate and float((made * factor - inner).abs().max()) <= _NEAR * size:
-                    return FeedPart(readers.matrices, gate, up, name, down)
+                if up != gate:
+                    found.append((distance(made * factor, inner), FeedPart(readers.matrices, gate, up, name, down)))
+    error, best = min(found, key=lambda item: item[0], default=(1.0, None))
+    if best is not None and error <= _NEAR:
+        return best
     raise NotServedError(f"{call.path}: the part behind {down.path} is no multilayer perceptron that is known here")
 
 

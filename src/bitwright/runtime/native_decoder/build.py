@@ -103,7 +103,7 @@ class Builder:
             output, self._norm(layer.output_norm), self._norm(layer.feed_norm),
             int(feed.up is not None), ACTIVATIONS.index(feed.activation), down, self._norm(layer.down_norm),
         ]  # fmt: skip
-        numbers = [attention.scale, 0.0, layer.output_factor, layer.down_factor]
+        numbers = [attention.scale, attention.cap, layer.output_factor, layer.down_factor]
         self.handle.layer(qkv, readers, [(slot.matrix, slot.at) for slot in slots], whole, numbers)
 
     def _matrix(self, part: MatrixPart) -> int:
@@ -130,8 +130,12 @@ class Builder:
 
     def _moved(self, weight: NativeWeight) -> NativeWeight:
         """The same weight in the arena."""
-        parts = {name: self._in_arena(getattr(weight, name)) for name in ("codes", "scale", "zero", "table")}
-        return replace(weight, **parts)
+        codes, scale = self._in_arena(weight.codes), self._in_arena(weight.scale)
+        assert codes is not None
+        assert scale is not None
+        return replace(
+            weight, codes=codes, scale=scale, zero=self._in_arena(weight.zero), table=self._in_arena(weight.table)
+        )
 
     def _in_arena(self, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
@@ -172,9 +176,7 @@ class Builder:
         key = (part.path, "norm")
         if key not in self._known:
             gain, shift = self._floats(part.gain), self._floats(part.shift)
-            self._known[key] = int(
-                self.handle.norm(part.gain.numel(), span(gain), span(shift), part.eps, part.centred)
-            )
+            self._known[key] = int(self.handle.norm(part.gain.numel(), span(gain), span(shift), part.eps, part.centred))
         return self._known[key]
 
     def _rotary(self, part: RotaryPart | None) -> int:

@@ -24,9 +24,7 @@ class NativeDecoder:
         threads: threads of a step; ``None``: as many as torch uses at the time of the call.
     """
 
-    def __init__(
-        self, network: NativeNetwork, cache: torch.dtype = torch.float32, threads: int | None = None
-    ) -> None:
+    def __init__(self, network: NativeNetwork, cache: torch.dtype = torch.float32, threads: int | None = None) -> None:
         if cache not in FLOAT_CODES:
             raise InputError(f"a cache of floats holds float32, float16 or bfloat16, not {cache}")
         self._network = network

@@ -96,7 +96,7 @@ def _prove(model: nn.Module, network: NativeNetwork) -> float:
         worst = max(worst, distance(own.step(token), other.step(token)))
     limit = tolerance(model, network.exact)
     if not worst <= limit:
-        raise NotServedError(f"its logits differ from the model's by {worst:.1e} of the largest; {limit:.0e} is allowed")
+        raise NotServedError(f"its logits differ from the model's by {worst:.1e} of the largest, beyond {limit:.0e}")
     return worst
 
 

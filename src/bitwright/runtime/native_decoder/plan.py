@@ -55,17 +55,24 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPart:
-    """Queries, keys and values, and how they meet; ``scale`` of the scores, ``window`` 0: a token sees all others."""
+    """Queries, keys and values, and how they meet.
+
+    A head has ``head`` channels, all key heads together ``width``. Scores are ``cap * tanh(scale * q k / cap)``, with a
+    cap of 0 ``scale * q k``; ``window`` 0: a token sees all others.
+    """
 
     group: tuple[MatrixPart, ...]
     query: Slot
     key: Slot
     value: Slot
+    head: int
+    width: int
     query_norm: NormPart | None
     key_norm: NormPart | None
     rotary: RotaryPart | None
     scale: float
     window: int
+    cap: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.native_decoder.blocks import find_chain, holds_weights, read_block
+from bitwright.runtime.native_decoder.loud import louder_trace
 from bitwright.runtime.native_decoder.parts import as_matrix, as_norm
 from bitwright.runtime.native_decoder.plan import LayerPart, MatrixPart, NormPart, NotServedError, Plan
 from bitwright.runtime.native_decoder.rotary import tables
@@ -33,16 +34,18 @@ def read_plan(model: nn.Module) -> Plan:
     if any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())):
         raise NotServedError("its weights are not in main memory")
     _check_layers(config)
-    found = trace(model, vocabulary)
+    found = trace(model)
     context = min(LONGEST, int(getattr(config, "max_position_embeddings", None) or LONGEST))
     embedding_call, embedding = _embedding(found)
     entry, factor = _entry(found, embedding_call)
     chain = find_chain(found, entry)
     rotaries = tables(found, context)
-    layers = tuple(
+    read = tuple(
         read_block(found, call, layer, rotaries) for call, layer in zip(chain, _cache_layers(found, chain), strict=True)
     )
-    final_norm, head, logit_factor, cap = _ending(found, chain[-1])
+    final_norm, head = _ending(found, chain[-1])
+    loud, layers = louder_trace(model, found, read, final_norm)
+    logit_factor, cap = _logits(loud, head)
     _check_complete(model, embedding, layers, final_norm, head)
     keys = _cache_layers(found, chain)[0].keys
     return Plan(
@@ -97,7 +100,8 @@ def _entry(found: Trace, embedding: Call) -> tuple[Tensor, float]:
     made = embedding.y
     assert made is not None
     module = embedding.module
-    rows = made if isinstance(module, QuantEmbedding) else functional.embedding(found.ids, module.weight.detach())
+    weight = None if isinstance(module, QuantEmbedding) else module.get_parameter("weight").detach()
+    rows = made if weight is None else functional.embedding(found.ids, weight)
     for call in found.calls:
         x = call.x
         if call.leaf or call.enter < embedding.exit or x is None or x.shape != made.shape:
@@ -109,8 +113,8 @@ def _entry(found: Trace, embedding: Call) -> tuple[Tensor, float]:
     raise NotServedError("no block reads the embedding")
 
 
-def _ending(found: Trace, last: Call) -> tuple[NormPart, MatrixPart, float, float]:
-    """The norm and the head behind the last block, with the factor and the cap of the logits."""
+def _ending(found: Trace, last: Call) -> tuple[NormPart, MatrixPart]:
+    """The norm and the head behind the last block."""
     for norm_call in found.calls:
         norm = as_norm(norm_call) if norm_call.enter > last.exit and same(norm_call.x, last.y) else None
         if norm is None:
@@ -118,23 +122,24 @@ def _ending(found: Trace, last: Call) -> tuple[NormPart, MatrixPart, float, floa
         for call in found.calls:
             matrix = as_matrix(call) if call.enter > norm_call.exit and same(call.x, norm_call.y) else None
             if matrix is not None and call.y is not None:
-                return (norm, matrix, *_logits(call.y.float(), found.logits))
+                return norm, matrix
     raise NotServedError("no norm and head were found behind the blocks")
 
 
-def _logits(made: Tensor, logits: Tensor) -> tuple[float, float]:
+def _logits(loud: Trace, head: MatrixPart) -> tuple[float, float]:
     """(factor, cap) with ``logits = cap * tanh(factor * made / cap)``; a cap of 0 is none."""
-    if made.numel() != logits.numel():
+    made = next(call.y for call in loud.calls if call.path == head.path)
+    if made is None or made.numel() != loud.logits.numel():
         raise NotServedError("the logits are not the head's output")
-    factor = factor_between(made, logits, _NEAR)
+    factor = factor_between(made, loud.logits, _NEAR)
     if factor is not None:
         return factor, 0.0
-    x, y = made.double().reshape(-1), logits.double().reshape(-1)
-    low, high = float(y.abs().max()) * (1 + 1e-9), 1e6
-    for _ in range(200):  # the cap at which the largest logit fits; the others prove it
+    x, y = made.double().reshape(-1), loud.logits.double().reshape(-1)
+    at = int(y.abs().argmax())
+    low, high = float(y.abs().max()), 1e6
+    for _ in range(100):  # the cap at which the largest logit fits; the others prove it
         cap = (low * high) ** 0.5
-        at = int(y.abs().argmax())
-        low, high = (cap, high) if float((cap * torch.tanh(x[at] / cap)).abs() - y[at].abs()) < 0 else (low, cap)
+        low, high = (cap, high) if float((cap * torch.tanh(x[at] / cap)).abs()) < float(y[at].abs()) else (low, cap)
     if distance(cap * torch.tanh(x / cap), y) > _NEAR:
         raise NotServedError("the logits do not follow from the head's output by a factor or a cap")
     return 1.0, cap

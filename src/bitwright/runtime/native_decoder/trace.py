@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from bitwright.runtime.native_decoder.plan import NotServedError
 
 TOKENS = 11
 """Tokens of the experiment: a prime number, so that this axis cannot be taken for another one."""
+
+
+QUIET: Mapping[str, tuple[slice, float]] = MappingProxyType({})
+"""Nothing is multiplied."""
 
 
 class FloatCache(DynamicCache):  # type: ignore[misc]
@@ -64,16 +69,21 @@ class Trace:
         return [call for call in self.calls if outer.enter < call.enter and call.exit < outer.exit]
 
 
-def trace(model: nn.Module, vocabulary: int) -> Trace:
+def trace(model: nn.Module, louder: Mapping[str, tuple[slice, float]] = QUIET) -> Trace:
     """Run ``model`` on :data:`TOKENS` random tokens with a cache of floats.
+
+    ``louder``: channels of the outputs of modules that are multiplied by a number.
 
     Raises:
         NotServedError: if it cannot be run so.
     """
+    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     found = Trace(torch.randint(0, vocabulary, (1, TOKENS), generator=stream(0, "native decoder")))
     clock = [0]
     stack: list[Call] = []
     handles = []
+    for path, (channels, factor) in louder.items():
+        handles.append(model.get_submodule(path).register_forward_hook(_amplifying(channels, factor)))
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_entering(path, found, stack, clock), with_kwargs=True))
         handles.append(module.register_forward_hook(_leaving(stack, clock)))
@@ -107,6 +117,15 @@ def _leaving(stack: list[Call], clock: list[int]) -> Any:
         call = stack.pop()
         call.exit = clock[0]
         call.outputs = tuple(tensor.clone() for tensor in _tensors(output))
+
+    return hook
+
+
+def _amplifying(channels: slice, factor: float) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        louder = output.clone()
+        louder[..., channels] *= factor
+        return louder
 
     return hook
 
