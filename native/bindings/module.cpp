@@ -43,4 +43,5 @@ NB_MODULE(_core, module) {
   bw::bind_sweep(module, library);
   bw::bind_product(module, library);
   bw::bind_decode(module);
+  bw::bind_probe(library);
 }

@@ -92,6 +92,12 @@ struct Kernels {
   // The outputs [first, last) of y[rows][out] = x W^T + bias for a float matrix.
   void (*linear_dense)(const Dense&, const float* x, int64_t rows, float* y, int64_t first, int64_t last);
   void (*attend)(const Attend&);
+
+  // -- probes ---------------------------------------------------------------------------------------------------
+  // Reads every whole half mebibyte of the data; what comes back has no meaning.
+  int32_t (*read_all)(const uint8_t* data, int64_t bytes, int threads);
+  // turns * 4096 * 12 dot products of 64 bytes.
+  int32_t (*multiply_bytes)(int64_t turns, int threads);
 };
 
 // The tables of this build that the processor can run, the fastest first; ends with scalar.

@@ -4,6 +4,7 @@
 #include "kernels/bits.h"
 #include "kernels/decode.h"
 #include "kernels/linear.h"
+#include "kernels/probe.h"
 #include "kernels/sweep.h"
 #include "kernels/variants.h"
 
@@ -46,6 +47,8 @@ const Kernels& table() {
       .cap_row = cap_row,
       .linear_dense = linear_dense,
       .attend = attend,
+      .read_all = read_all,
+      .multiply_bytes = multiply_bytes,
   };
   return kernels;
 }

@@ -203,5 +203,5 @@ def test_a_network_that_is_not_equal_is_refused(monkeypatch: pytest.MonkeyPatch)
     from bitwright.runtime.native_decoder import attention
 
     monkeypatch.setattr(attention, "_scale", lambda *parts: (0.01, 0.0))
-    with pytest.raises(NotServedError, match="differ|large scores"):
+    with pytest.raises(NotServedError, match="large scores"):
         native_network(tiny("LlamaConfig"))

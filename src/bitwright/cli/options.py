@@ -18,7 +18,6 @@ Json = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream.", min=0)]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; torch's own choice if not given.", min=1)]
 NoNative = Annotated[bool, typer.Option("--no-native", help="Run the model's modules, not the compiled step.")]
-Exact = Annotated[bool, typer.Option("--exact", help="Multiply activations as they are, not rounded to 8 bits.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip reading the result back from disk and comparing it.")]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Multiply activations as they are, not rounded to 8 bits: slower.")
