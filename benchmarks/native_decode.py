@@ -42,7 +42,10 @@ PROMPT, NEW = 128, 24
 
 @dataclass(frozen=True)
 class Case:
-    """One of our formats: bits, inputs of a scale, zero point; and llama.cpp's types that it is compared with."""
+    """One of our formats: bits, inputs of a scale, zero point; and llama.cpp's types that it is compared with.
+
+    0 bits: ternary digits, five in a byte, one scale for a row; the head is int4 g128 there, as llama.cpp's is longer.
+    """
 
     name: str
     bits: int
@@ -55,7 +58,7 @@ CASES = (
     Case("int4 g128", 4, 128, 8, ("Q4_0",)),
     Case("int2 g128", 2, 128, 2, ("Q2_K",)),
     Case("int3 g128", 3, 128, 4, ("Q3_K_M",)),
-    Case("ternary channel (2 bits)", 2, 0, 1, ("TQ2_0", "TQ1_0")),
+    Case("ternary channel", 0, 0, 1, ("TQ2_0", "TQ1_0")),
     Case("int8 g128", 8, 128, 128, ("Q8_0",)),
 )
 
@@ -85,8 +88,21 @@ class Network:
         whole = [self._norm(), -1, -1, rotary, 0, output, -1, self._norm(), 1, 1, down, -1]
         self.handle.layer(qkv, feed, [(0, 0), (1, 0), (2, 0), (0, 0), (1, 0)], whole, [HEAD**-0.5, 0.0, 1.0, 1.0])
 
+    def _ternary(self, out: int, columns: int) -> int:
+        codes = self.arena.take(out * -(-columns // 20) * 4)
+        codes.random_(0, 256)
+        scale = self.arena.take(out * 2).view(torch.float16)
+        scale.fill_(0.02)
+        self.kept += [codes, scale]
+        self.bytes += codes.nbytes + scale.nbytes
+        weight = extension().TernaryWeight(out, columns, span(codes), span(scale), 1)
+        return int(self.handle.ternary(weight, (0, 0)))
+
     def _matrix(self, out: int, columns: int) -> int:
         case = self.case
+        if case.bits == 0 and out != VOCABULARY:
+            return self._ternary(out, columns)
+        case = CASES[0] if case.bits == 0 else case
         size = int(extension().packed_bytes(out, columns, case.bits, 128))
         codes = self.arena.take(size)
         codes.view(torch.int64).random_(-(2**63), 2**63 - 1)
@@ -111,7 +127,7 @@ class Network:
 
     def measure(self, threads: int, prompt: int = PROMPT) -> tuple[float, list[float]]:
         """Tokens per second of a prompt, and of every new token."""
-        reader, logits = extension().Reader(self.handle, 0), torch.empty(VOCABULARY)
+        reader, logits = extension().Reader(self.handle, 0, [], [], [1.0, 1.0], 0), torch.empty(VOCABULARY)
         ids = torch.randint(0, VOCABULARY, (PROMPT,))
         reader.read(span(ids[:1]), span(logits), threads)
         reader.crop(0)

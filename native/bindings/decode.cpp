@@ -70,9 +70,36 @@ const float* optional_floats(Span span, int64_t count, const char* name) {
 int packed(Built& self, const Weight& weight, Span bias, bool exact) {
   require(exact || weight.levels == Levels::affine, "integer products serve affine weights");
   Matrix matrix;
-  matrix.packed = true;
-  matrix.exact = exact;
+  matrix.form = exact ? Form::exact : Form::int8;
   matrix.weight = weight;
+  matrix.bias = optional_floats(bias, weight.out, "bias");
+  return self.add(matrix);
+}
+
+int lookup(Built& self, const Weight& weight, const ByteTables& tables, Span bias) {
+  require(weight.bits >= 2 && weight.bits <= 4, "byte tables serve codes of 2 to 4 bits");
+  Matrix matrix;
+  matrix.form = Form::lookup;
+  matrix.weight = weight;
+  matrix.tables = tables;
+  matrix.bias = optional_floats(bias, weight.out, "bias");
+  return self.add(matrix);
+}
+
+int halves(Built& self, const Weight& weight, Span levels, Span bias) {
+  require(self.kernels->linear_bf16, "this instruction set has no products of bf16");
+  Matrix matrix;
+  matrix.form = Form::bf16;
+  matrix.weight = weight;
+  matrix.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight.bits, "levels");
+  matrix.bias = optional_floats(bias, weight.out, "bias");
+  return self.add(matrix);
+}
+
+int ternary(Built& self, const TernaryWeight& weight, Span bias) {
+  Matrix matrix;
+  matrix.form = Form::ternary;
+  matrix.ternary = weight;
   matrix.bias = optional_floats(bias, weight.out, "bias");
   return self.add(matrix);
 }
@@ -188,7 +215,8 @@ void finish(Built& self, int64_t embedding, float embedding_factor, int64_t fina
             float logit_factor, float logit_cap) {
   self.open();
   Network& network = self.network;
-  matrix_at(network, embedding, network.hidden, network.vocabulary);
+  const Form form = matrix_at(network, embedding, network.hidden, network.vocabulary).form;
+  require(form == Form::dense || form == Form::exact || form == Form::int8, "rows of this form cannot be read");
   matrix_at(network, head, network.hidden, network.vocabulary);
   network.final_norm = norm_at(network, final_norm, network.hidden, false);
   network.embedding = static_cast<int>(embedding);
@@ -203,6 +231,50 @@ struct Reader {
   const Built* built;
   State state;
 };
+
+// A side of a cache: bits, across, group, signed, narrow, with a zero, the zero is a code, type of the zero, type of the
+// scale; bits of 0 are floats.
+StateCoding coding(const std::vector<int64_t>& all, float clip, int64_t head_dim) {
+  if (all.empty()) return {};
+  require(all.size() == 9, "a coding has other parts");
+  StateCoding made;
+  require(all[0] >= 1 && all[0] <= 8, "codes have 1 to 8 bits");
+  made.bits = static_cast<int>(all[0]);
+  made.across = all[1] != 0;
+  made.group = all[2];
+  made.is_signed = all[3] != 0;
+  made.narrow = all[4] != 0;
+  made.with_zero = all[5] != 0;
+  made.zero_is_code = all[6] != 0;
+  made.zero_type = float_type(static_cast<int>(all[7]));
+  made.scale_type = float_type(static_cast<int>(all[8]));
+  made.clip = clip;
+  require(std::isfinite(clip) && clip > 0, "the share of a range is above 0");
+  require(made.high() > made.low() && made.high() > 0, "a grid has two levels and one above 0");
+  require(!(made.with_zero && made.is_signed), "zero points go with unsigned grids");
+  require(head_dim <= 1024, "heads of coded keys have at most 1024 channels");
+  if (made.across) {
+    require(made.group >= 16 && made.group <= 256 && 256 % made.group == 0,
+            "16, 32, 64, 128 or 256 tokens are coded together");
+  } else {
+    require(made.group >= 1 && (made.group >= head_dim || made.group % 16 == 0),
+            "a scale serves a multiple of 16 channels, or all of a head");
+  }
+  return made;
+}
+
+CacheForm cache_form(const Network& network, int type, const std::vector<int64_t>& keys,
+                     const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
+  CacheForm form;
+  form.type = float_type(type);
+  require(clips.size() == 2, "a cache has two sides");
+  form.keys = coding(keys, clips[0], network.head_dim);
+  form.values = coding(values, clips[1], network.head_dim);
+  require(window >= 0 && window < kLargest, "a window is 0 or more tokens");
+  form.window = window;
+  require(form.type == Float::f32 || (keys.empty() && values.empty()), "what is coded was fp32 before");
+  return form;
+}
 
 void read(Reader& self, Span ids, Span logits, int threads) {
   const Network& network = self.built->network;
@@ -224,6 +296,9 @@ void bind_decode(nb::module_& module) {
   nb::class_<Built>(module, "Network", "A network of blocks; the caller keeps the buffers alive.")
       .def("__init__", make)
       .def("packed", packed)
+      .def("lookup", lookup)
+      .def("halves", halves)
+      .def("ternary", ternary)
       .def("dense", dense)
       .def("norm", norm)
       .def("rotary", rotary)
@@ -231,9 +306,11 @@ void bind_decode(nb::module_& module) {
       .def("finish", finish);
   nb::class_<Reader>(module, "Reader", "One sequence that a network reads; used by one thread at a time.")
       .def("__init__",
-           [](Reader* self, const Built& built, int type) {
+           [](Reader* self, const Built& built, int type, const std::vector<int64_t>& keys,
+              const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
              require(built.finished, "the network is not finished");
-             new (self) Reader{&built, State(built.network, *built.kernels, float_type(type))};
+             const CacheForm form = cache_form(built.network, type, keys, values, clips, window);
+             new (self) Reader{&built, State(built.network, *built.kernels, form)};
            },
            nb::keep_alive<1, 2>())
       .def("read", read)

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/variants.h"
 #include "core/weight.h"
 
 namespace bw {
@@ -17,16 +18,27 @@ struct Dense {
   const float* bias = nullptr;
 };
 
-// A linear layer: packed codes, or floats.
+// How a linear layer multiplies: floats; packed codes in fp32, in integers, by byte tables, in bf16; ternary digits.
+enum class Form { dense, exact, int8, lookup, bf16, ternary };
+
+// A linear layer.
 struct Matrix {
-  bool packed = false;
-  bool exact = true;  // packed: activations as they are, not in 8 bits
-  Weight weight;
+  Form form = Form::dense;
   Dense dense;
+  Weight weight;        // exact, int8, lookup, bf16
+  ByteTables tables;    // lookup
+  HalfTable levels;     // bf16
+  TernaryWeight ternary;
   const float* bias = nullptr;
 
-  int64_t out() const { return packed ? weight.out : dense.out; }
-  int64_t in() const { return packed ? weight.in : dense.in; }
+  bool packed() const { return form != Form::dense; }
+  int64_t out() const {
+    return form == Form::dense ? dense.out : form == Form::ternary ? ternary.out : weight.out;
+  }
+  int64_t in() const { return form == Form::dense ? dense.in : form == Form::ternary ? ternary.in : weight.in; }
+  int block() const { return form == Form::ternary ? TernaryWeight::kBlock : weight.block; }
+  int64_t tiles() const { return (out() + kRows - 1) / kRows; }
+  int64_t tile_bytes() const { return form == Form::ternary ? ternary.vectors() * kVector : weight.tile_bytes(); }
 };
 
 // gain * x / sqrt(mean(x^2) + eps) + shift; `centred`: of x less its mean.

@@ -32,56 +32,97 @@ float scale_at(const Weight& weight, int64_t place) {
   return weight.scale_type == Float::f16 ? from_f16(half) : from_bf16(half);
 }
 
-// Units of work of a matrix (tiles, or rows of floats), and how many of them a chunk takes.
+// The tiles [first, last) of a packed matrix.
+Matrix view(const Matrix& matrix, int64_t first, int64_t last) {
+  Matrix part = matrix;
+  if (matrix.form == Form::ternary) {
+    const int64_t size = matrix.ternary.scale_type == Float::f32 ? 4 : 2;
+    part.ternary.out = std::min(matrix.ternary.out, last * kRows) - first * kRows;
+    part.ternary.codes += first * matrix.tile_bytes();
+    part.ternary.scale = static_cast<const char*>(matrix.ternary.scale) + first * kRows * size;
+  } else {
+    part.weight = view(matrix.weight, first, last);
+    if (matrix.form == Form::lookup && matrix.tables.by_row) {
+      const int64_t tables = first * matrix.weight.groups * 4 * kVector;
+      part.tables.low += tables;
+      part.tables.high += tables;
+    }
+  }
+  if (part.bias) part.bias += first * kRows;
+  return part;
+}
+
+// Which form of the rows a matrix reads: the block, and whether as floats, bytes or bf16.
+int rows_form(const Matrix& matrix) {
+  if (matrix.form == Form::dense) return 0;
+  const int kind = matrix.form == Form::exact ? 1 : matrix.form == Form::bf16 ? 2 : 3;
+  return matrix.block() * 4 + kind;
+}
+
+int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
+
+// Units of work of a matrix (tiles, or four rows of floats), and how many of them a chunk takes.
 struct Share {
   int64_t units, step, chunks;
 };
 
 Share share(const Matrix& matrix, int64_t all_bytes, int threads) {
-  const int64_t unit = matrix.packed ? matrix.weight.tile_bytes()
-                                     : 4 * matrix.dense.in * (matrix.dense.type == Float::f32 ? 4 : 2);
-  const int64_t units = matrix.packed ? matrix.weight.tiles() : (matrix.dense.out + 3) / 4;
+  const int64_t unit =
+      matrix.packed() ? matrix.tile_bytes() : 4 * matrix.dense.in * float_bytes(matrix.dense.type);
+  const int64_t units = matrix.packed() ? matrix.tiles() : (matrix.dense.out + 3) / 4;
   const int64_t bytes = std::min(kPartBytes, all_bytes / (int64_t{8} * threads));
   const int64_t step = std::clamp<int64_t>(bytes / std::max<int64_t>(unit, 1), 1, units);
   return {units, step, (units + step - 1) / step};
 }
 
 int64_t matrix_bytes(const Matrix& matrix) {
-  if (matrix.packed) return matrix.weight.tiles() * matrix.weight.tile_bytes();
-  return matrix.dense.out * matrix.dense.in * (matrix.dense.type == Float::f32 ? 4 : 2);
+  if (matrix.packed()) return matrix.tiles() * matrix.tile_bytes();
+  return matrix.dense.out * matrix.dense.in * float_bytes(matrix.dense.type);
 }
 
 }  // namespace
 
 void Products::prepare(const Matrix& matrix, const float* x, int64_t rows, int threads) {
-  if (!matrix.packed) return;
-  const Weight& weight = matrix.weight;
-  const int form = matrix.exact ? -weight.block : weight.block;
-  if (form == form_) return;
+  const int form = rows_form(matrix);
+  if (form == 0 || form == form_) return;
   form_ = form;
-  const int64_t places = weight.blocks * rows, values = places * weight.block;
-  if (matrix.exact) {
+  const int block = matrix.block();
+  const int64_t in = matrix.in(), blocks = (in + block - 1) / block, places = blocks * rows;
+  const int64_t values = places * block;
+  if (matrix.form == Form::exact) {
     float* cut = values_.get(values);
     float* parts = parts_.get(places);
-    kernels_.gather_rows(x, Float::f32, rows, weight.in, weight.block, cut, parts, threads);
-    floats_ = {rows, weight.block, weight.blocks, cut, parts};
-    return;
+    kernels_.gather_rows(x, Float::f32, rows, in, block, cut, parts, threads);
+    floats_ = {rows, block, blocks, cut, parts};
+  } else if (matrix.form == Form::bf16) {
+    uint16_t* cut = shorts_.get(values);
+    float* parts = parts_.get(places);
+    kernels_.gather_halves(x, Float::f32, rows, in, block, cut, parts, threads);
+    halves_ = {rows, block, blocks, cut, parts};
+  } else {
+    int8_t* codes = codes_.get(values);
+    float* scale = scale_.get(places);
+    int32_t* sums = sums_.get(places);
+    kernels_.quantize_rows(x, Float::f32, rows, in, block, codes, scale, sums, threads);
+    quantized_ = {rows, block, blocks, codes, scale, sums};
   }
-  int8_t* codes = codes_.get(values);
-  float* scale = scale_.get(places);
-  int32_t* sums = sums_.get(places);
-  kernels_.quantize_rows(x, Float::f32, rows, weight.in, weight.block, codes, scale, sums, threads);
-  quantized_ = {rows, weight.block, weight.blocks, codes, scale, sums};
+}
+
+void Products::multiply(const Matrix& matrix, float* y, int threads) {
+  const Output output{y, Float::f32, matrix.bias};
+  switch (matrix.form) {
+    case Form::exact: return kernels_.linear_float(matrix.weight, floats_, output, threads);
+    case Form::int8: return kernels_.linear_int8(matrix.weight, quantized_, output, threads);
+    case Form::lookup: return kernels_.linear_lookup(matrix.weight, matrix.tables, quantized_, output, threads);
+    case Form::bf16: return kernels_.linear_bf16(matrix.weight, matrix.levels, halves_, output, threads);
+    case Form::ternary: return kernels_.linear_ternary(matrix.ternary, quantized_, output, threads);
+    case Form::dense: return;
+  }
 }
 
 void Products::whole(const Matrix& matrix, const float* x, int64_t rows, float* y, int threads) {
   prepare(matrix, x, rows, threads);
-  const Output output{y, Float::f32, matrix.bias};
-  if (matrix.packed) {
-    matrix.exact ? kernels_.linear_float(matrix.weight, floats_, output, threads)
-                 : kernels_.linear_int8(matrix.weight, quantized_, output, threads);
-    return;
-  }
+  if (matrix.packed()) return multiply(matrix, y, threads);
   const int64_t out = matrix.dense.out, step = 16;
   parallel_for(threads, (out + step - 1) / step, [&](int64_t chunk, int) {
     kernels_.linear_dense(matrix.dense, x, rows, y, chunk * step, std::min(out, (chunk + 1) * step));
@@ -89,13 +130,8 @@ void Products::whole(const Matrix& matrix, const float* x, int64_t rows, float* 
 }
 
 void Products::part(const Matrix& matrix, const float* x, float* y, int64_t first, int64_t last) {
-  if (!matrix.packed) {
-    kernels_.linear_dense(matrix.dense, x, 1, y, 4 * first, std::min(matrix.dense.out, 4 * last));
-    return;
-  }
-  const Weight weight = view(matrix.weight, first, last);
-  const Output output{y + first * kRows, Float::f32, matrix.bias ? matrix.bias + first * kRows : nullptr};
-  matrix.exact ? kernels_.linear_float(weight, floats_, output, 1) : kernels_.linear_int8(weight, quantized_, output, 1);
+  if (matrix.packed()) return multiply(view(matrix, first, last), y + first * kRows, 1);
+  kernels_.linear_dense(matrix.dense, x, 1, y, 4 * first, std::min(matrix.dense.out, 4 * last));
 }
 
 void Products::run(const std::vector<Matrix>& all, std::span<const int> chosen, const float* x, int64_t rows,
@@ -108,8 +144,8 @@ void Products::run(const std::vector<Matrix>& all, std::span<const int> chosen, 
   for (int index : chosen) {
     const Matrix& matrix = all[static_cast<size_t>(index)];
     bytes += matrix_bytes(matrix);
-    if (!matrix.packed) continue;
-    const int own = matrix.exact ? -matrix.weight.block : matrix.weight.block;
+    const int own = rows_form(matrix);
+    if (own == 0) continue;
     alike = alike && (form == 0 || form == own);
     form = own;
   }
@@ -134,7 +170,7 @@ void Products::run(const std::vector<Matrix>& all, std::span<const int> chosen, 
 }
 
 void Products::row(const Matrix& matrix, int64_t index, float* y) {
-  if (!matrix.packed) {
+  if (!matrix.packed()) {
     const Dense& dense = matrix.dense;
     const int64_t start = index * dense.in;
     if (dense.type == Float::f32) {

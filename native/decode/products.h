@@ -18,22 +18,27 @@ class Products {
            float* const* y, int threads);
   // Row `index` of a matrix as floats.
   void row(const Matrix& matrix, int64_t index, float* y);
-  int64_t bytes() const { return codes_.bytes() + scale_.bytes() + sums_.bytes() + values_.bytes() + parts_.bytes(); }
+  int64_t bytes() const { return codes_.bytes() + scale_.bytes() + sums_.bytes() + values_.bytes() + parts_.bytes() +
+           shorts_.bytes(); }
 
  private:
   void prepare(const Matrix& matrix, const float* x, int64_t rows, int threads);
+  // The product of the prepared rows with a packed matrix.
+  void multiply(const Matrix& matrix, float* y, int threads);
   void whole(const Matrix& matrix, const float* x, int64_t rows, float* y, int threads);
   void part(const Matrix& matrix, const float* x, float* y, int64_t first, int64_t last);
 
   const Kernels& kernels_;
-  // The rows in the form that the last product read, so that the next need not make it again.
-  int form_ = 0;  // 0: none; else the block, negative where exact
+  // The rows as the last product read them, so that the next need not make them again; see rows_form().
+  int form_ = 0;
   Buffer64<int8_t> codes_;
   Buffer64<float> scale_, values_, parts_;
   Buffer64<int32_t> sums_;
   Buffer64<uint8_t> row_;
   QuantizedRows quantized_;
   FloatRows floats_;
+  HalfRows halves_;
+  Buffer64<uint16_t> shorts_;
 };
 
 }  // namespace bw

@@ -21,10 +21,15 @@ void each_row(int64_t count, int threads, Body&& body) {
 
 }  // namespace
 
-State::State(const Network& network, const Kernels& kernels, Float cache)
-    : network_(network), kernels_(kernels), products_(kernels), stride_((network.head_dim + 15) / 16 * 16) {
+State::State(const Network& network, const Kernels& kernels, const CacheForm& form)
+    : network_(network),
+      kernels_(kernels),
+      form_(form),
+      products_(kernels),
+      // Room for what pads the channels in any form.
+      stride_((network.head_dim + 63) / 64 * 64) {
   for (size_t i = 0; i < network.layers.size(); ++i)
-    caches_.push_back(std::make_unique<LayerCache>(network.kv_heads, network.head_dim, cache));
+    caches_.push_back(std::make_unique<LayerCache>(network.kv_heads, network.head_dim, form));
 }
 
 int64_t State::bytes() const {
@@ -41,14 +46,17 @@ void State::crop(int64_t tokens) {
 
 void State::read(const int64_t* ids, int64_t count, float* logits, int threads) {
   const int64_t before = tokens_;
+  // Where tokens are coded late, each sees what is float when the whole prompt is there.
+  const int64_t most = form_.plain() ? kPiece : count;
   try {
-    for (int64_t start = 0; start < count; start += kPiece) {
-      const int64_t here = std::min(kPiece, count - start);
+    for (int64_t start = 0; start < count; start += most) {
+      const int64_t here = std::min(most, count - start);
       piece(ids + start, here, threads);
       if (start + here == count) head(stream_.data() + (here - 1) * network_.hidden, logits, threads);
     }
   } catch (...) {
-    crop(before);
+    // Coded groups cannot go back exactly.
+    crop(form_.plain() ? before : 0);
     throw;
   }
 }
@@ -99,13 +107,13 @@ void State::layer(size_t index, int64_t count, int threads) {
   norm_rows(layer.norm, stream_.data(), normed, count, threads);
   group(layer.qkv, count, threads);
   turn(layer, count, threads);
-  caches_[index]->reach(tokens_ + count);
+  caches_[index]->reach(tokens_, tokens_ + count);
   const int64_t width = network_.kv_heads * network_.head_dim;
   each_row((count + 15) / 16, threads, [&](int64_t part) {
     for (int64_t t = part * 16; t < std::min(count, part * 16 + 16); ++t)
-      caches_[index]->store(tokens_ + t, 1, key_.data() + t * width, width, place(layer.value, layer.qkv, count, t),
-                            0);
+      caches_[index]->store(tokens_ + t, key_.data() + t * width, place(layer.value, layer.qkv, count, t));
   });
+  caches_[index]->code(tokens_ + count);
   attention(layer, index, count, threads);
   float* added[] = {added_.get(count * hidden)};
   products_.run(network_.matrices, std::span(&layer.output, 1), mixed_.data(), count, added, threads);
@@ -193,7 +201,13 @@ void State::attention(const Layer& layer, size_t index, int64_t count, int threa
   float* peaks = peaks_.get(tasks * kQueries);
   float* totals = totals_.get(tasks * kQueries);
   float* mixed = mixed_.get(count * network_.heads * dim);
-  const Store keys = caches_[index]->keys(), values = caches_[index]->values();
+  const LayerCache& cache = *caches_[index];
+  const Store keys = cache.keys(), values = cache.values();
+  CodedStore coded_keys, coded_values;
+  int64_t key_end = 0, value_end = 0;  // tokens that are coded
+  if (cache.coded_keys()) coded_keys = cache.coded_keys()->store(), key_end = cache.coded_keys()->tokens();
+  if (cache.coded_values()) coded_values = cache.coded_values()->store(), value_end = cache.coded_values()->tokens();
+  const int64_t edges[] = {0, std::min(key_end, value_end), std::max(key_end, value_end), end};
   parallel_for(threads, tasks, [&](int64_t task, int) {
     const int64_t split = task % splits, group = task / splits % groups, head = task / splits / groups;
     const int64_t row = group * kQueries;
@@ -202,20 +216,28 @@ void State::attention(const Layer& layer, size_t index, int64_t count, int threa
     work.query = query_.data() + (head * rows + row) * stride_;
     work.stride = stride_;
     work.head = head;
-    work.start = splits > 1 ? std::max(first[row], begin + split * kSplit) : first[row];
-    work.stop = splits > 1 ? std::min(end, begin + (split + 1) * kSplit) : last[row + work.rows - 1];
     work.first = first + row;
     work.last = last + row;
     work.cap = layer.cap;
-    work.keys = &keys;
-    work.values = &values;
     work.sums = sums + task * kQueries * stride_;
     work.peak = peaks + task * kQueries;
     work.total = totals + task * kQueries;
     std::fill(work.sums, work.sums + work.rows * stride_, 0.0f);
     std::fill(work.peak, work.peak + work.rows, kNothing);
     std::fill(work.total, work.total + work.rows, 0.0f);
-    kernels_.attend(work);
+    const int64_t start = splits > 1 ? std::max(first[row], begin + split * kSplit) : first[row];
+    const int64_t stop = splits > 1 ? std::min(end, begin + (split + 1) * kSplit) : last[row + work.rows - 1];
+    for (int part = 0; part < 3; ++part) {
+      work.start = std::max(start, edges[part]);
+      work.stop = std::min(stop, edges[part + 1]);
+      if (work.start >= work.stop) continue;
+      const bool coded_key = work.start < key_end, coded_value = work.start < value_end;
+      work.keys = coded_key ? nullptr : &keys;
+      work.coded_keys = coded_key ? &coded_keys : nullptr;
+      work.values = coded_value ? nullptr : &values;
+      work.coded_values = coded_value ? &coded_values : nullptr;
+      kernels_.attend(work);
+    }
   });
   // The pieces of a row, in their order.
   parallel_for(count > 1 ? threads : 1, network_.kv_heads * groups, [&](int64_t at, int) {

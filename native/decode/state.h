@@ -14,7 +14,7 @@ namespace bw {
 
 class State {
  public:
-  State(const Network& network, const Kernels& kernels, Float cache);
+  State(const Network& network, const Kernels& kernels, const CacheForm& form);
 
   // Reads `count` tokens behind the others; logits[vocabulary] after the last of them. All ids are below the
   // vocabulary, and they fit the context. Results do not depend on the number of threads.
@@ -36,6 +36,7 @@ class State {
 
   const Network& network_;
   const Kernels& kernels_;
+  CacheForm form_;
   Products products_;
   std::vector<std::unique_ptr<LayerCache>> caches_;
   int64_t tokens_ = 0;

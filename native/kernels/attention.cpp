@@ -8,6 +8,8 @@
 namespace bw::BW_ISA {
 namespace {
 
+constexpr int64_t kLargestHead = 1024;  // channels of a head whose keys are coded
+
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -63,6 +65,138 @@ void float_values(const Attend& work, int64_t from, int64_t to, const float* wei
   });
 }
 
+// The fields of sixteen bytes, lowest first.
+template <int bits>
+inline void split(const uint8_t* bytes, F32x16 (&fields)[8 / bits]) {
+  constexpr int count = 8 / bits;
+  I32x16 rest = load_u8_as_i32(bytes);
+  unroll<count>([&](auto j) {
+    if constexpr (j + 1 == count) {
+      fields[j] = to_f32(rest);
+    } else {
+      const I32x16 higher = shift_right<bits>(rest);
+      fields[j] = to_f32(sub(rest, shift_left<bits>(higher)));
+      rest = higher;
+    }
+  });
+}
+
+F32x16 zero_of(const CodedStore& store, int64_t chunk, int64_t place) {
+  return store.has_zeros ? load(store.zeros[chunk] + place) : splat(store.constant_zero);
+}
+
+// Scores with coded keys. Of scale * (code - zero) the scale goes to the query where it belongs to a channel, and to
+// the sum where it belongs to a token.
+template <int bits, int rows>
+void coded_scores(const Attend& work, int64_t place, F32x16 (&scores)[rows]) {
+  constexpr int fields = 8 / bits;
+  const CodedStore& keys = *work.coded_keys;
+  const int64_t chunk = place / kChunkTokens, block = place % kChunkTokens / kBlockTokens;
+  const int64_t blocks = kChunkTokens / kBlockTokens;
+  const auto* codes = static_cast<const uint8_t*>(keys.codes[chunk]) +
+                      (work.head * blocks + block) * (keys.padded / fields) * kBlockTokens;
+  alignas(64) float scaled[rows][kLargestHead];
+  float shift[rows] = {};
+  const float* query[rows];
+  unroll<rows>([&](auto r) { query[r] = work.query + r * work.stride; });
+  if (keys.across) {
+    const int64_t start = (work.head * (kChunkTokens / keys.group) + place % kChunkTokens / keys.group) * keys.padded;
+    const float* scale = keys.scales[chunk] + start;
+    unroll<rows>([&](auto r) {
+      F32x16 sums = zero_f32();
+      for (int64_t d = 0; d < keys.padded; d += 16) {
+        const F32x16 here = mul(load(query[r] + d), load(scale + d));
+        store(scaled[r] + d, here);
+        sums = fma(here, zero_of(keys, chunk, start + d), sums);
+      }
+      shift[r] = sum(sums);
+      query[r] = scaled[r];
+    });
+  }
+  const int64_t group = keys.across ? keys.padded : keys.group;
+  for (int64_t g = 0; g < (keys.across ? 1 : keys.groups); ++g) {
+    F32x16 parts[rows];
+    float sums[rows] = {};
+    unroll<rows>([&](auto r) { parts[r] = zero_f32(); });
+    // What pads the channels counts to the last group.
+    const int64_t stop = keys.across || g + 1 == keys.groups ? keys.padded : (g + 1) * group;
+    for (int64_t d = g * group; d < stop; d += fields) {
+      F32x16 code[fields];
+      split<bits>(codes + d / fields * kBlockTokens, code);
+      unroll<fields>([&](auto j) {
+        unroll<rows>([&](auto r) {
+          parts[r] = fma(splat(query[r][d + j]), code[j], parts[r]);
+          sums[r] += query[r][d + j];
+        });
+      });
+    }
+    if (keys.across) {
+      unroll<rows>([&](auto r) { scores[r] = sub(parts[r], splat(shift[r])); });
+      return;
+    }
+    const int64_t at = ((work.head * blocks + block) * keys.groups + g) * kBlockTokens;
+    const F32x16 scale = load(keys.scales[chunk] + at), zero = zero_of(keys, chunk, at);
+    unroll<rows>([&](auto r) {
+      scores[r] = fma(scale, sub(parts[r], mul(zero, splat(sums[r]))), scores[r]);
+    });
+  }
+}
+
+// sums += weights[rows][16] x coded values of the tokens [from, to).
+template <int bits, int rows>
+void coded_values(const Attend& work, int64_t from, int64_t to, const float* weights) {
+  constexpr int fields = 8 / bits;
+  const CodedStore& values = *work.coded_values;
+  const int64_t chunk = from / kChunkTokens, width = values.padded / fields;
+  const auto* codes = static_cast<const uint8_t*>(values.codes[chunk]) +
+                      (work.head * kChunkTokens + from % kChunkTokens) * width;
+  const float* first = weights + from % kBlockTokens;
+  const int64_t token = work.head * kChunkTokens + from % kChunkTokens;
+  const int64_t group = (work.head * (kChunkTokens / values.group) + from % kChunkTokens / values.group) * values.padded;
+  for (int64_t d = 0; d < values.padded; d += 16 * fields) {
+    F32x16 sums[rows][fields];
+    unroll<rows>([&](auto r) { unroll<fields>([&](auto j) { sums[r][j] = zero_f32(); }); });
+    float whole[rows] = {};
+    for (int64_t t = 0; t < to - from; ++t) {
+      F32x16 code[fields];
+      split<bits>(codes + t * width + d / fields, code);
+      unroll<fields>([&](auto j) {
+        float scale = 1, zero = 0;
+        if (!values.across) {
+          const int64_t at = (token + t) * values.groups + smaller(values.groups - 1, (d + 16 * j) / values.group);
+          scale = values.scales[chunk][at];
+          zero = values.has_zeros ? values.zeros[chunk][at] : values.constant_zero;
+        }
+        unroll<rows>([&](auto r) {
+          const float weight = first[r * kBlockTokens + t] * scale;
+          sums[r][j] = fma(splat(weight), sub(code[j], splat(zero)), sums[r][j]);
+        });
+      });
+      unroll<rows>([&](auto r) { whole[r] += first[r * kBlockTokens + t]; });
+    }
+    unroll<fields>([&](auto j) {
+      unroll<rows>([&](auto r) {
+        float* target = work.sums + r * work.stride + d + 16 * j;
+        F32x16 made = sums[r][j];
+        if (values.across) {
+          const F32x16 zero = zero_of(values, chunk, group + d + 16 * j);
+          made = mul(load(values.scales[chunk] + group + d + 16 * j), sub(made, mul(zero, splat(whole[r]))));
+        }
+        store(target, add(load(target), made));
+      });
+    });
+  }
+}
+
+template <class Body>
+inline void with_width(int bits, Body&& body) {
+  switch (bits) {
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 8: return body(std::integral_constant<int, 8>{});
+  }
+}
+
 // Cuts off what a row does not see of the block at `place`.
 F32x16 masked(F32x16 scores, int64_t first, int64_t last, int64_t place) {
   if (first <= place && last >= place + kBlockTokens) return scores;
@@ -107,9 +241,17 @@ void run(const Attend& work) {
     const int64_t from = larger(place, work.start), to = smaller(place + kBlockTokens, work.stop);
     F32x16 scores[rows];
     unroll<rows>([&](auto r) { scores[r] = zero_f32(); });
-    float_scores<rows>(work, place, scores);
+    if (work.coded_keys) {
+      with_width(work.coded_keys->bits, [&](auto bits) { coded_scores<bits, rows>(work, place, scores); });
+    } else {
+      float_scores<rows>(work, place, scores);
+    }
     soften<rows>(work, scores, place, from, to, weights);
-    float_values<rows>(work, from, to, weights);
+    if (work.coded_values) {
+      with_width(work.coded_values->bits, [&](auto bits) { coded_values<bits, rows>(work, from, to, weights); });
+    } else {
+      float_values<rows>(work, from, to, weights);
+    }
   }
 }
 

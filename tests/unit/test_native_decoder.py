@@ -13,9 +13,11 @@ from bitwright.errors import InputError
 from bitwright.formats import parse
 from bitwright.native import instruction_sets, unavailable
 from bitwright.runtime import QuantEmbedding, QuantLinear
+from bitwright.runtime.cache import attach_cache, cache_factory
 from bitwright.runtime.decoder import ModuleDecoder
 from bitwright.runtime.load import configure
 from bitwright.runtime.native_decoder import NativeDecoder, NativeNetwork, NotServedError, find_decoders, native_network
+from bitwright.runtime.native_decoder.cache import CacheForm
 from bitwright.runtime.native_decoder.trace import distance
 from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.solve import quantize_weight
@@ -134,6 +136,16 @@ def test_rounded_activations_as_the_modules_round_them(name: str) -> None:
     assert set(network.kernels.values()) == {"linear/native-int8", "dense/fp32"}
 
 
+@pytest.mark.parametrize("text", ["nf4 b16", "ternary channel", "fp4-bnb b32"])
+def test_every_way_of_multiplying_rounded_activations(text: str) -> None:
+    for name in instruction_sets():
+        model = configure(quantized(tiny("LlamaConfig", attention_bias=True), text), exact=False)
+        network, error = native_network(model, name)
+        assert not network.exact
+        assert error < 2e-2
+        assert all("native" in kernel or "dense" in kernel for kernel in network.kernels.values())
+
+
 def test_the_number_of_threads_changes_nothing() -> None:
     model = configure(quantized(tiny("Qwen3Config", head_dim=16), "int4 g16"), exact=False)
     network, _ = native_network(model)
@@ -171,8 +183,59 @@ def test_pieces_crops_and_long_prompts() -> None:
 def test_shorter_caches(cache: torch.dtype) -> None:
     network, _ = native_network(tiny("LlamaConfig"))
     text = ids(50)
-    full, short = NativeDecoder(network).start(text), NativeDecoder(network, cache).start(text)
+    full, short = NativeDecoder(network).start(text), NativeDecoder(network, CacheForm(cache)).start(text)
     assert 0 < distance(short, full) < (2e-3 if cache == torch.float16 else 2e-2)
+
+
+CACHES: dict[str, dict[str, Any]] = {
+    "8 bits": {"key": {"format": "int8 token"}, "value": {"format": "int8 g16 asym"}},
+    "4 bits": {"key": {"format": "int4 g16 asym"}, "value": {"format": "int4 token asym"}},
+    "3 bits, floats of zero points": {"key": {"format": "int3 token asym zero=fp16"}, "value": {"format": "int5 g32"}},
+    "keys alone": {"key": {"format": "int8 token narrow"}},
+    "channels of keys": {"key": {"format": "int2 g16 axis=0 asym"}, "value": {"format": "int2 g16 asym"}, "window": 5},
+    "channels of both": {"key": {"format": "int4 g32 axis=0"}, "value": {"format": "int4 g16 axis=0 asym scale=fp32"}},
+    "late": {"key": {"format": "int8 token"}, "value": {"format": "int4 g16 asym"}, "window": 21},
+}
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("cache", CACHES)
+def test_coded_caches_give_the_numbers_of_the_modules(cache: str, name: str) -> None:
+    """A prompt at once, then steps past the places where groups are coded. A value between two codes may fall to either
+    side, where it was computed with another rounding; a wrong scale or place would be a hundred times as far away."""
+    model = tiny("LlamaConfig", head_dim=32)
+    attach_cache(model, cache_factory(CACHES[cache], model.config))
+    network, error = native_network(model, name)
+    assert error < 1e-3
+    own, other = NativeDecoder(network), ModuleDecoder(model)
+    text = ids(330)
+    assert own.piece == other.piece
+    assert distance(own.start(text[:270]), other.start(text[:270])) < 2e-3
+    for token in text[270:]:
+        last = own.step(token), other.step(token)
+    assert distance(*last) < 2e-3
+    for decoder in (own, other):
+        assert decoder.crop(200) == (200 if own.piece else 0)
+
+
+def test_a_coded_cache_is_smaller_and_what_it_cannot_code_is_said() -> None:
+    model = tiny("LlamaConfig", head_dim=32)
+    floats, _ = native_network(model)
+    attach_cache(model, cache_factory(CACHES["4 bits"], model.config))
+    coded, _ = native_network(model)
+    sizes = []
+    for network in (floats, coded):
+        decoder = NativeDecoder(network)
+        decoder.start(ids(513))
+        whole = decoder.bytes()
+        decoder.crop(512)
+        sizes.append(whole)
+    assert sizes[1] < 0.9 * sizes[0]
+    for wrong, message in (("int4 g8 axis=0", "tokens are coded together"), ("e4m3 token", "not served")):
+        model = tiny("LlamaConfig", head_dim=32)
+        attach_cache(model, cache_factory({"key": {"format": wrong}}, model.config))
+        with pytest.raises(NotServedError, match=message):
+            native_network(model)
 
 
 def test_wrong_tokens_are_errors() -> None:
@@ -184,8 +247,6 @@ def test_wrong_tokens_are_errors() -> None:
     decoder.start([1] * 64)
     with pytest.raises(InputError, match="context"):
         decoder.step(1)
-    with pytest.raises(InputError, match="float32"):
-        NativeDecoder(network, torch.float64)
 
 
 def test_caps_that_small_scores_and_logits_do_not_show() -> None:

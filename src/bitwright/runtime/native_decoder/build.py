@@ -12,11 +12,13 @@ from bitwright.errors import InputError
 from bitwright.formats import Codes
 from bitwright.native import extension, require_library
 from bitwright.native.arena import Arena
-from bitwright.native.buffers import float_code, span
+from bitwright.native.buffers import Span, float_code, span
 from bitwright.native.linear import NativeWeight
+from bitwright.native.product import Product, TernaryWeight, Way
 from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.kernels.linear import native
 from bitwright.runtime.linear import QuantLinear
+from bitwright.runtime.native_decoder.cache import FLOATS, CacheForm
 from bitwright.runtime.native_decoder.plan import (
     ACTIVATIONS,
     LayerPart,
@@ -37,9 +39,11 @@ class NativeNetwork:
     Attributes:
         handle: the compiled object. kept: tensors that it reads. kernels: what serves each linear layer, by path.
         bytes_per_token: bytes of weights that a decoded token reads. exact: activations are multiplied as they are.
+        cache: how keys and values are kept.
     """
 
     plan: Plan
+    cache: CacheForm
     handle: Any
     kept: list[Tensor]
     kernels: dict[str, str]
@@ -47,14 +51,14 @@ class NativeNetwork:
     exact: bool
 
 
-def build(plan: Plan, instruction_set: str | None = None) -> NativeNetwork:
+def build(plan: Plan, cache: CacheForm = FLOATS, instruction_set: str | None = None) -> NativeNetwork:
     """Build the compiled network of a plan.
 
     Raises:
         NotServedError: if no compiled kernel serves a layer.
         InputError: without compiled kernels.
     """
-    return Builder(plan, instruction_set).network()
+    return Builder(plan, cache, instruction_set).network()
 
 
 @dataclass(eq=False)
@@ -62,6 +66,7 @@ class Builder:
     """Makes one network; matrices, norms and tables that several layers share are held once."""
 
     plan: Plan
+    cache: CacheForm = FLOATS
     instruction_set: str | None = None
     arena: Arena = field(default_factory=Arena)
     kept: list[Tensor] = field(default_factory=list)
@@ -88,7 +93,7 @@ class Builder:
             self.handle.finish(embedding, plan.embedding_factor, final, head, plan.logit_factor, plan.logit_cap)
         except ValueError as error:
             raise NotServedError(str(error)) from error
-        return NativeNetwork(plan, self.handle, self.kept, served, self.bytes, self.exact)
+        return NativeNetwork(plan, self.cache, self.handle, self.kept, served, self.bytes, self.exact)
 
     def _layer(self, layer: LayerPart) -> None:
         attention, feed = layer.attention, layer.feed
@@ -118,15 +123,35 @@ class Builder:
             raise NotServedError(f"{part.path} changes its input (an online transform, or a format of activations)")
         request = replace(module.request(torch.float32, 1, torch.device("cpu")), keep_dense=False)
         choice = module.table.choose(request)
-        if choice.kernel.prepare is not native.prepare:
-            raise NotServedError(f"{part.path} runs on {choice.kernel.name}: {dict(choice.passed_over)}")
-        exact = choice.kernel.name != native.ROUNDED.name
-        weight = self._moved(module.prepared_by(choice, torch.float32))
-        module.keep_prepared(choice, torch.float32, weight)
-        self.exact = self.exact and exact
+        prepared = module.prepared_by(choice, torch.float32)
+        moved: NativeWeight | Product
+        if isinstance(prepared, NativeWeight):
+            moved = self._moved(prepared)
+            product = Product(Way.INT8 if choice.kernel.name == native.ROUNDED.name else Way.EXACT, moved)
+        elif isinstance(prepared, Product) and prepared.terms is None:
+            moved = product = self._moved_product(prepared)
+        else:
+            raise NotServedError(f"{part.path} runs on {choice.kernel.name}, which has no place in the compiled step")
+        module.keep_prepared(choice, torch.float32, moved)
+        self.exact = self.exact and product.way == Way.EXACT
         self.kernels[part.path] = choice.kernel.name
-        self.bytes += weight.bytes()
-        return int(self.handle.packed(weight.handle(), span(self._floats(part.bias)), exact))
+        self.bytes += product.bytes()
+        return self._product(product, span(self._floats(part.bias)))
+
+    def _product(self, product: Product, bias: Span) -> int:
+        weight, tables = product.weight, product.tables
+        if isinstance(weight, TernaryWeight):
+            scale = span(weight.scale), float_code(weight.scale.dtype)
+            return int(self.handle.ternary(extension().TernaryWeight(*weight.shape, span(weight.codes), *scale), bias))
+        handle = weight.handle()
+        if product.way == Way.LOOKUP:
+            assert tables is not None
+            spans = span(tables.low), span(tables.high)
+            made = extension().ByteTables(handle, *spans, tables.by_row, tables.offset, tables.step)
+            return int(self.handle.lookup(handle, made, bias))
+        if product.way == Way.BF16:
+            return int(self.handle.halves(handle, span(product.levels, torch.bfloat16), bias))
+        return int(self.handle.packed(handle, bias, product.way == Way.EXACT))
 
     def _moved(self, weight: NativeWeight) -> NativeWeight:
         """The same weight in the arena."""
@@ -136,6 +161,22 @@ class Builder:
         return replace(
             weight, codes=codes, scale=scale, zero=self._in_arena(weight.zero), table=self._in_arena(weight.table)
         )
+
+    def _moved_product(self, product: Product) -> Product:
+        weight, tables = product.weight, product.tables
+        moved: NativeWeight | TernaryWeight
+        if isinstance(weight, NativeWeight):
+            moved = self._moved(weight)
+        else:
+            codes, scale = self._in_arena(weight.codes), self._in_arena(weight.scale)
+            assert codes is not None
+            assert scale is not None
+            moved = replace(weight, codes=codes, scale=scale)
+        if tables is not None:
+            low = self._in_arena(tables.low)
+            assert low is not None
+            tables = replace(tables, low=low, high=self._in_arena(tables.high))
+        return replace(product, weight=moved, tables=tables, levels=self._in_arena(product.levels))
 
     def _in_arena(self, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.native import extension
-from bitwright.native.buffers import FLOAT_CODES, span
+from bitwright.native.buffers import span
 from bitwright.runtime.decoder import PIECE
 from bitwright.runtime.native_decoder.build import NativeNetwork
+from bitwright.runtime.native_decoder.cache import CacheForm
 
 
 class NativeDecoder:
@@ -20,15 +21,13 @@ class NativeDecoder:
 
     Args:
         network: what is run; decoders share it.
-        cache: float type of keys and values.
+        cache: how keys and values are kept; ``None``: as the network's model keeps them.
         threads: threads of a step; ``None``: as many as torch uses at the time of the call.
     """
 
-    def __init__(self, network: NativeNetwork, cache: torch.dtype = torch.float32, threads: int | None = None) -> None:
-        if cache not in FLOAT_CODES:
-            raise InputError(f"a cache of floats holds float32, float16 or bfloat16, not {cache}")
+    def __init__(self, network: NativeNetwork, cache: CacheForm | None = None, threads: int | None = None) -> None:
         self._network = network
-        self._cache = cache
+        self._cache = network.cache if cache is None else cache
         self._threads = threads
         self._reader: Any = None
 
@@ -39,8 +38,8 @@ class NativeDecoder:
 
     @property
     def piece(self) -> int | None:
-        """Pieces of a prompt give what the whole prompt gives."""
-        return PIECE
+        """Given where pieces of a prompt give what the whole prompt gives."""
+        return PIECE if self._cache.plain else None
 
     @property
     def tokens(self) -> int:
@@ -65,7 +64,10 @@ class NativeDecoder:
         if self.tokens + len(ids) > plan.context:
             raise InputError(f"{self.tokens + len(ids)} tokens do not fit the context of {plan.context}; give fewer")
         if self._reader is None:
-            self._reader = extension().Reader(self._network.handle, FLOAT_CODES[self._cache])
+            try:
+                self._reader = extension().Reader(self._network.handle, *self._cache.arguments())
+            except ValueError as error:
+                raise InputError(f"this cache has no compiled form: {error}") from error
         tokens = torch.tensor(list(ids), dtype=torch.int64)
         logits = torch.empty(plan.vocabulary)
         threads = torch.get_num_threads() if self._threads is None else self._threads
@@ -80,8 +82,8 @@ class NativeDecoder:
         return self.extend([token])
 
     def crop(self, tokens: int) -> int:
-        """Go back to the first tokens."""
-        if tokens <= 0:
+        """Go back to the first tokens; to nothing where tokens are coded together or late."""
+        if tokens <= 0 or (tokens < self.tokens and not self._cache.plain):
             self._reader = None
         elif self._reader is not None:
             self._reader.crop(tokens)

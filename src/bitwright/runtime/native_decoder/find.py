@@ -13,6 +13,7 @@ from bitwright.errors import InputError
 from bitwright.native import unavailable
 from bitwright.runtime.decoder import Decoders, ModuleDecoder, module_decoders
 from bitwright.runtime.native_decoder.build import NativeNetwork, build
+from bitwright.runtime.native_decoder.cache import cache_of
 from bitwright.runtime.native_decoder.decoder import NativeDecoder
 from bitwright.runtime.native_decoder.plan import NotServedError
 from bitwright.runtime.native_decoder.read import read_plan
@@ -76,10 +77,9 @@ def native_network(model: nn.Module, instruction_set: str | None = None) -> tupl
     missing = unavailable()
     if missing is not None:
         raise NotServedError(missing)
-    if getattr(model, "bitwright_cache_factory", None) is not None:
-        raise NotServedError("its cache is quantized")
     try:
-        network = build(read_plan(model), instruction_set)
+        plan = read_plan(model)
+        network = build(plan, cache_of(model, plan.head_dim), instruction_set)
         error = _prove(model, network)
     except InputError as refused:
         raise NotServedError(str(refused)) from refused
