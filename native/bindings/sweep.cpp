@@ -1,3 +1,4 @@
+#include "core/descent.h"
 #include "core/sweep.h"
 
 #include <vector>
@@ -141,6 +142,40 @@ void look(const Library& self, const Sweep& sweep, int64_t start, int64_t count,
   self.kernels->sweep_look(sweep, columns, first, last, place + offset, stride, factors.get(), threads);
 }
 
+Descent make_descent(int64_t out, int64_t in, Span moments, Span inverse, Span weight, Span value, Span error) {
+  require(out >= 1 && in >= 1 && out <= kMost && in <= kMost, "the weight has a wrong shape");
+  Descent descent;
+  descent.out = out;
+  descent.in = in;
+  descent.moments = elements<const float>(moments, product(in, in), "moments");
+  descent.inverse = elements<const float>(inverse, in, "inverse");
+  const int64_t places = product(product(descent.tiles(), in), kSweepRows);
+  descent.weight = elements<const float>(weight, places, "weight");
+  descent.value = elements<float>(value, places, "value");
+  descent.error = elements<float>(error, places, "error");
+  return descent;
+}
+
+// Returns whether a value changed.
+bool descend(const Library& self, const Descent& descent, int64_t first, int64_t last, const CheckedRounding* checked,
+             int threads) {
+  require(first >= 0 && first < last && last <= descent.in && last - first <= kSweepPiece, "no columns of the weight");
+  require(!checked || (checked->in == descent.in && checked->tiles == descent.tiles()),
+          "the rounding belongs to another weight");
+  checked_threads(threads);
+  nb::gil_scoped_release release;
+  const int64_t count = last - first, panels = (count + kSweepPanel - 1) / kSweepPanel;
+  const int64_t before = descent.in < kSweepRun ? descent.in : kSweepRun;
+  const auto slopes = scratch<float>(product(descent.tiles() * kSweepRows, count));
+  const auto factors = scratch<float>(panels * kSweepPanel * (before > count ? before : count));
+  std::vector<uint8_t> moved(static_cast<size_t>(descent.tiles()));
+  self.kernels->descend(descent, first, last, checked ? &checked->rounding : nullptr, slopes.get(), factors.get(),
+                        moved.data(), threads);
+  for (uint8_t tile : moved)
+    if (tile) return true;
+  return false;
+}
+
 }  // namespace
 
 void bind_sweep(nb::module_& module, LibraryClass& library) {
@@ -156,6 +191,11 @@ void bind_sweep(nb::module_& module, LibraryClass& library) {
         new (self) CheckedRounding(make_rounding(tiles, in, kind, parameters, parameter, scale, zero, low, high, count,
                                                  table, borders, codes));
       });
+  nb::class_<Descent>(module, "Descent", "A view of a descent's buffers; the caller keeps them alive.")
+      .def("__init__", [](Descent* self, int64_t out, int64_t in, Span moments, Span inverse, Span weight, Span value,
+                          Span error) {
+        new (self) Descent(make_descent(out, in, moments, inverse, weight, value, error));
+      });
   module.attr("SWEEP_ROWS") = kSweepRows;
   module.attr("SWEEP_PIECE") = kSweepPiece;
   library.def("sweep_load", load);
@@ -164,6 +204,7 @@ void bind_sweep(nb::module_& module, LibraryClass& library) {
   library.def("sweep_feed", feed);
   library.def("sweep_round", round_columns);
   library.def("sweep_look", look);
+  library.def("descend", descend, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
 }
 
 }  // namespace bw

@@ -6,6 +6,9 @@
 
 #include "core/attention.h"
 #include "core/bits.h"
+#include "core/descent.h"
+#include "core/hadamard.h"
+#include "core/kmeans.h"
 #include "core/network.h"
 #include "core/sweep.h"
 #include "core/variants.h"
@@ -54,6 +57,19 @@ struct Kernels {
   // that covers a span, each call sees the history that the one before left. Targets stay.
   void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
                      float* factors, int threads);
+
+  // -- descent: coordinate descent over columns -----------------------------------------------------------------
+  // Visits the columns first .. last; null leaves them unrounded. `slopes` [tiles][last - first][32] and `factors` are
+  // scratch. moved[tiles] becomes 1 where a value changed.
+  void (*descend)(const Descent&, int64_t first, int64_t last, const Rounding* rounding, float* slopes, float* factors,
+                  uint8_t* moved, int threads);
+
+  // -- kmeans: tables of levels ---------------------------------------------------------------------------------
+  // Ascending centres[lines][levels].
+  void (*kmeans)(const Lines&, float* centres, int threads);
+
+  // -- hadamard: y is x with its blocks turned ------------------------------------------------------------------
+  void (*hadamard)(const Hadamard&, const void* x, void* y, int threads);
 
   // -- further products (core/variants.h) ------------------------------------------------------------------------
   // Rows coded as a recipe says; shift[rows][runs] = -scale * zero point and values (what the codes mean) may be null.

@@ -3,6 +3,9 @@
 
 #include "kernels/bits.h"
 #include "kernels/decode.h"
+#include "kernels/descent.h"
+#include "kernels/hadamard.h"
+#include "kernels/kmeans.h"
 #include "kernels/linear.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
@@ -30,6 +33,9 @@ const Kernels& table() {
       .sweep_feed = sweep_feed,
       .sweep_round = sweep_round,
       .sweep_look = sweep_look,
+      .descend = descend,
+      .kmeans = kmeans,
+      .hadamard = hadamard,
       .code_rows = code_rows,
       .gather_halves = gather_halves,
       .to_floats = to_floats,

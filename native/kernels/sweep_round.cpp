@@ -1,65 +1,11 @@
 // Rounding of a run of columns, each corrected by the errors of those before it.
-#include <cmath>
-
 #include "core/pool.h"
 #include "kernels/sweep.h"
 #include "kernels/sweep_feed.h"
+#include "kernels/sweep_rules.h"
 
 namespace bw::BW_ISA {
 namespace {
-
-// Every rule has: value(c, place, row, codes): the level nearest to the current values c of 16 rows from `row` on, and
-// their codes. Values that are no numbers go to the lowest level.
-
-struct ToInteger {
-  const Rounding& rounding;
-  int64_t rows;
-
-  F32x16 value(F32x16 c, int64_t k, int64_t row, uint8_t* codes) const {
-    const int64_t place = rounding.parameter[k] * rows + row;
-    const F32x16 scale = load(rounding.scale + place), low = splat(rounding.low);
-    F32x16 x = div(c, scale);
-    if (rounding.zero) x = add(x, load(rounding.zero + place));
-    F32x16 level = min(max(round_even(x), low), splat(rounding.high));
-    store_low_bytes(reinterpret_cast<int8_t*>(codes), to_i32(sub(level, low)));
-    if (rounding.zero) level = sub(level, load(rounding.zero + place));
-    return mul(level, scale);
-  }
-};
-
-struct ToLevel {
-  const Rounding& rounding;
-  int64_t rows;
-
-  F32x16 value(F32x16 c, int64_t k, int64_t row, uint8_t* codes) const {
-    const F32x16 scale = load(rounding.scale + rounding.parameter[k] * rows + row);
-    const F32x16 x = div(c, scale);
-    I32x16 place = zero_i32();
-    for (int b = 0; b + 1 < rounding.count; ++b) place = count_greater(place, x, splat(rounding.borders[b]));
-    alignas(64) float scaled[16];
-    store(scaled, x);
-    store_low_bytes(reinterpret_cast<int8_t*>(codes), place);
-    for (int r = 0; r < 16; ++r) codes[r] = rounding.codes[(std::signbit(scaled[r]) ? rounding.count : 0) + codes[r]];
-    return mul(gather(rounding.table, place), scale);
-  }
-};
-
-struct ToRowLevel {
-  const Rounding& rounding;
-  int64_t rows;
-
-  F32x16 value(F32x16 c, int64_t k, int64_t row, uint8_t* codes) const {
-    const int64_t set = rounding.parameter[k];
-    const float* borders = rounding.borders + set * (rounding.count - 1) * rows + row;
-    I32x16 place = zero_i32();
-    for (int b = 0; b + 1 < rounding.count; ++b) place = count_greater(place, c, load(borders + b * rows));
-    store_low_bytes(reinterpret_cast<int8_t*>(codes), place);
-    const float* table = rounding.table + set * rounding.count * rows + row;
-    alignas(64) float values[16];
-    for (int r = 0; r < 16; ++r) values[r] = table[codes[r] * rows + r];
-    return load(values);
-  }
-};
 
 // Leaves the values as they are, and hands them out.
 struct Unrounded {
@@ -143,15 +89,9 @@ void round_columns(const Sweep& sweep, const Columns& x, int64_t first, int64_t 
 
 void sweep_round(const Sweep& sweep, const Columns& x, int64_t first, int64_t last, const Rounding& rounding,
                  uint8_t* codes, float* factors, int threads) {
-  const int64_t rows = sweep.tiles() * kSweepRows;
-  switch (rounding.kind) {
-    case Rounding::affine:
-      return round_columns<true>(sweep, x, first, last, ToInteger{rounding, rows}, codes, factors, threads);
-    case Rounding::levels:
-      return round_columns<true>(sweep, x, first, last, ToLevel{rounding, rows}, codes, factors, threads);
-    case Rounding::row_table:
-      return round_columns<true>(sweep, x, first, last, ToRowLevel{rounding, rows}, codes, factors, threads);
-  }
+  with_rule(rounding, sweep.tiles() * kSweepRows, [&](const auto& rule) {
+    round_columns<true>(sweep, x, first, last, rule, codes, factors, threads);
+  });
 }
 
 void sweep_look(const Sweep& sweep, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,

@@ -148,6 +148,13 @@ inline I32x16 count_greater(I32x16 count, F32x16 x, F32x16 y) {
   const auto greater = [](__m256 p, __m256 q) { return _mm256_castps_si256(_mm256_cmp_ps(p, q, _CMP_GT_OQ)); };
   return {_mm256_sub_epi32(count.a, greater(x.a, y.a)), _mm256_sub_epi32(count.b, greater(x.b, y.b))};
 }
+template <int distance>
+inline F32x16 swap_lanes(F32x16 x) {
+  if constexpr (distance == 1) return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+  if constexpr (distance == 2) return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)};
+  if constexpr (distance == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+  return {x.b, x.a};
+}
 inline F32x16 absolute(F32x16 x) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};

@@ -120,6 +120,14 @@ inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
   const __mmask16 greater = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
   return {_mm512_mask_add_epi32(count.v, greater, count.v, _mm512_set1_epi32(1))};
 }
+// Lane i becomes lane i ^ distance; distance 1, 2, 4 or 8.
+template <int distance>
+inline F32x16 swap_lanes(F32x16 a) {
+  if constexpr (distance == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  if constexpr (distance == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  if constexpr (distance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
 inline F32x16 absolute(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Nearest integer, ties to even.

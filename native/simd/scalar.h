@@ -173,6 +173,12 @@ inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
   BW_EACH count.v[i] += a.v[i] > b.v[i];
   return count;
 }
+template <int distance>
+inline F32x16 swap_lanes(F32x16 a) {
+  F32x16 r;
+  BW_EACH r.v[i] = a.v[i ^ distance];
+  return r;
+}
 inline F32x16 absolute(F32x16 a) {
   BW_EACH a.v[i] = std::fabs(a.v[i]);
   return a;

@@ -40,6 +40,7 @@ from bitwright.jobs.whole_model import unit_importance, weight_gradients
 from bitwright.machine import return_free_memory
 from bitwright.models import open_model
 from bitwright.models.writer import write_text
+from bitwright.native import chosen
 from bitwright.runtime.online import online_entries
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__).split("+")[0],
         "threads": torch.get_num_threads(),
         "instructions": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "kernels": chosen(),
     }
 
 

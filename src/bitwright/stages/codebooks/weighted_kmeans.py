@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats import Format
+from bitwright.native.kmeans import kmeans
 from bitwright.stages.quantizer import WeightContext
 from bitwright.statistics import Statistic
 from bitwright.statistics.fisher import Fisher
@@ -71,12 +72,19 @@ def weighted_kmeans(values: Tensor, weights: Tensor, levels: int, steps: int = 5
     programming; with few values the grid holds all of them and the answer is exact), then Lloyd's algorithm, then
     ``swaps`` times the two neighbours that are cheapest to merge are merged and the costliest cluster is split, where
     that helps. A line without any mass is clustered unweighted.
+
+    Compiled kernels do the same in the same precision; where two choices explain equally much to the last bits of fp64
+    they may take the other one.
     """
     weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, torch.ones_like(weights))
     # The mean mass is brought to 1: the result does not depend on it, and tiny gradients do not underflow.
     weights = weights.double() / weights.double().mean(-1, keepdim=True)
     lines = _Lines.of(values, weights)
-    best, explained = lines.descend(_best_on_grid(lines, levels), steps)
+    places = _grid(lines, max(_CELLS, 8 * levels))
+    compiled = kmeans(lines.values, lines.mass, lines.moment, places, levels, steps, swaps)
+    if compiled is not None:
+        return compiled
+    best, explained = lines.descend(_best_on_grid(lines, places, levels), steps)
     for _ in range(swaps):
         tried, explained_tried = lines.descend(_swap(lines, best), steps)
         wins = explained_tried > explained
@@ -103,9 +111,8 @@ def _grid(lines: _Lines, cells: int) -> Tensor:
     return torch.cat([ends, inner, ends + n], -1)
 
 
-def _best_on_grid(lines: _Lines, levels: int) -> Tensor:
-    """Centres of the ``levels`` clusters with borders on the grid that explain most."""
-    places = _grid(lines, max(_CELLS, 8 * levels))
+def _best_on_grid(lines: _Lines, places: Tensor, levels: int) -> Tensor:
+    """Centres of the ``levels`` clusters with borders on the grid ``places`` that explain most."""
     mass, moment = lines.mass.gather(-1, places), lines.moment.gather(-1, places)
     parts = zip(mass.split(_LINES), moment.split(_LINES), strict=True)
     borders = torch.cat([_best_borders(m, s, levels) for m, s in parts])

@@ -16,8 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bitwright.native.descent import PIECE, ColumnDescent
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
+from bitwright.stages.rounding.compiled import rounding_rule, serves
 from bitwright.stages.rounding.nearest import Nearest
 from bitwright.stages.rounding.second_order import SecondOrder
 from bitwright.statistics import Hessian, Prefix, Statistic
@@ -68,7 +70,8 @@ class CoordinateDescent:
     def solve(self, w: Tensor, bound: BoundQuantizer, context: WeightContext) -> Tensor:
         """Round ``w[out, in]``."""
         s = descent_matrix(context.read(Hessian(self.prefix)).matrix, self.damping)
-        state = _Descent(w, self._first(w, bound, context), s, bound)
+        first = self._first(w, bound, context)
+        state = _CompiledDescent(w, first, s, bound) if serves(w, bound) else _Descent(w, first, s, bound)
         if self.start != "weight":
             state.keep_better_rows()
         for sweep in range(self.sweeps):
@@ -92,17 +95,62 @@ class CoordinateDescent:
         return w if self.start == "weight" else value
 
 
-class _Descent:
-    """Transposed state ``[in, out]``: current value, its distance from the weight, the best rounding of each row."""
+class _BestRows:
+    """The best rounding of each row so far, ``[in, out]``."""
+
+    def __init__(self, s: Tensor, rows: int) -> None:
+        self.s = s
+        self.best: Tensor | None = None
+        self.best_loss = torch.full((rows,), torch.inf, dtype=torch.float64)
+
+    def keep(self, value: Tensor, error: Tensor) -> None:
+        """Remember the rows of ``value`` that are better than any before, with ``error`` left to the weight."""
+        loss = (error * (self.s @ error)).sum(0, dtype=torch.float64)
+        better = loss < self.best_loss
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        if self.best is None:
+            self.best = value.clone()
+        else:
+            torch.where(better, value, self.best, out=self.best)
+
+    def best_value(self) -> Tensor:
+        """The best rounding of every row, ``[in, out]``."""
+        assert self.best is not None
+        return self.best
+
+
+class _CompiledDescent(_BestRows):
+    """The state of a descent on compiled kernels: the same visits, their sums in another order."""
 
     def __init__(self, w: Tensor, value: Tensor, s: Tensor, bound: BoundQuantizer) -> None:
+        super().__init__(s, w.shape[0])
+        self.state = ColumnDescent(w, value, s)
+        columns = w.shape[1]
+        self.rule = rounding_rule(bound, torch.arange(columns), 0, columns)
+        self.handle = self.rule.handle(*w.shape)
+
+    def sweep(self, rounded: bool) -> bool:
+        """Visit every column once; return whether any value changed."""
+        columns, moved = len(self.s), False
+        for start in range(0, columns, PIECE):
+            stop = min(start + PIECE, columns)
+            moved = self.state.visit(start, stop, self.handle if rounded else None) or moved
+        return moved
+
+    def keep_better_rows(self) -> None:
+        """As of :class:`_Descent`."""
+        self.keep(self.state.value(), self.state.error())
+
+
+class _Descent(_BestRows):
+    """Transposed state ``[in, out]``: current value, its distance from the weight."""
+
+    def __init__(self, w: Tensor, value: Tensor, s: Tensor, bound: BoundQuantizer) -> None:
+        super().__init__(s, w.shape[0])
         self.bound = bound
-        self.s = s
         self.weight = w.t().contiguous()
         self.value = value.t().contiguous()
         self.error = self.weight - self.value
-        self.best: Tensor | None = None
-        self.best_loss = torch.full((w.shape[0],), torch.inf, dtype=torch.float64)
 
     def sweep(self, rounded: bool) -> bool:
         """Visit every column once; return whether any value changed."""
@@ -144,15 +192,4 @@ class _Descent:
 
     def keep_better_rows(self) -> None:
         """Remember the rows that are better than any rounding of theirs before; call it after a rounded sweep."""
-        loss = (self.error * (self.s @ self.error)).sum(0, dtype=torch.float64)
-        better = loss < self.best_loss
-        self.best_loss = torch.where(better, loss, self.best_loss)
-        if self.best is None:
-            self.best = self.value.clone()
-        else:
-            torch.where(better, self.value, self.best, out=self.best)
-
-    def best_value(self) -> Tensor:
-        """The best rounding of every row, ``[in, out]``."""
-        assert self.best is not None
-        return self.best
+        self.keep(self.value, self.error)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
+from bitwright.native.hadamard import hadamard, serves
 from bitwright.stages.transforms.paley import paley_one, paley_two
 from bitwright.stages.transforms.williamson import williamson
 
@@ -57,7 +58,8 @@ def apply_hadamard(x: Tensor, size: int, seed: int = -1, inverse: bool = False) 
 
     ``seed`` draws the signs (-1: none). The rotation is orthogonal, so the same call on the rows of ``w[out, in]``
     keeps ``x @ w.T``. ``inverse`` undoes it: ``x -> (x @ H.T / sqrt(size)) * signs``. Computed in fp32 (fp64 for
-    fp64), returned in the dtype of ``x``; the cost is ``O(dim log size)`` for powers of two.
+    fp64), returned in the dtype of ``x``; the cost is ``O(dim log size)`` for powers of two. Compiled kernels add in
+    another order than torch's products: equal within the rounding of fp32.
 
     Raises:
         InputError: if ``size`` does not divide ``dim`` or has no Hadamard matrix.
@@ -68,6 +70,9 @@ def apply_hadamard(x: Tensor, size: int, seed: int = -1, inverse: bool = False) 
         raise InputError(
             f"no Hadamard transform in blocks of {size} for {dim} channels; use size={hadamard_block(max(dim, 1))}"
         )
+    if serves(x, size // base):
+        factor = None if base == 1 else _factor(base) if inverse else _factor(base).T
+        return hadamard(x, size, factor, None if seed < 0 else random_signs(dim, seed), inverse)
     work = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     signs = None if seed < 0 else random_signs(dim, seed).to(device=x.device, dtype=work.dtype)
     if signs is not None and not inverse:
