@@ -72,8 +72,7 @@ void descend(const Descent& descent, int64_t first, int64_t last, const Rounding
   const int64_t count = last - first, rows = descent.tiles() * kSweepRows;
   std::memset(slopes, 0, static_cast<size_t>(rows * count) * sizeof(float));
   sweep_feed(sweep, {first, count, slopes}, 0, descent.in, first, last, factors, threads);
-  for (int64_t start = 0; start < count; start += kSweepPanel)
-    gather_factors(sweep, first, last, first + start, last, factors + start * count);
+  gather_factors(sweep, first, last, first, last, factors);
   if (!rounding) return visit_all(descent, Unrounded{}, first, last, slopes, factors, moved, threads);
   with_rule(*rounding, rows, [&](const auto& rule) {
     visit_all(descent, rule, first, last, slopes, factors, moved, threads);

@@ -9,6 +9,8 @@ namespace {
 
 // Columns of history that stay in the first-level cache while all panels pass.
 constexpr int64_t kPart = 128;
+// Panels whose factors one thread gathers at once.
+constexpr int64_t kGather = 16;
 // Columns that are turned at once: rows a power of two apart would push each other out of the cache.
 constexpr int64_t kTurn = 64;
 
@@ -58,8 +60,10 @@ void sweep_feed(const Sweep& sweep, const Columns& x, int64_t from, int64_t to, 
   const int64_t panels = panels_of(first, last), feeds = sweep.feeds();
   for (int64_t run = from; run < to; run += kSweepRun) {
     const int64_t stop = smaller(run + kSweepRun, to), rows = (stop - run) * feeds;
-    parallel_for(threads, panels, [&](int64_t panel, int) {
-      gather_factors(sweep, run, stop, first + panel * kSweepPanel, last, factors + panel * rows * kSweepPanel);
+    parallel_for(threads, (panels + kGather - 1) / kGather, [&](int64_t chunk, int) {
+      const int64_t start = first + chunk * kGather * kSweepPanel;
+      gather_factors(sweep, run, stop, start, smaller(start + kGather * kSweepPanel, last),
+                     factors + chunk * kGather * rows * kSweepPanel);
     });
     parallel_for(threads, sweep.tiles(), [&](int64_t tile, int) {
       const float* history = sweep.history + (tile * sweep.in + run) * feeds * kSweepRows;

@@ -1,6 +1,8 @@
 // The product at the heart of the sweep: eight columns of a tile take in what a run of finished columns feeds back.
 #pragma once
 
+#include <cstring>
+
 #include "core/sweep.h"
 #include "kernels/planes.h"
 #include "simd/simd.h"
@@ -54,14 +56,19 @@ inline void feed_panel(float* x, const float* factors, const float* history, int
   }
 }
 
-// Feedback of the columns from .. to on eight columns from `column` on, [to - from][feeds][8]; zeros beyond `last`.
-inline void gather_factors(const Sweep& sweep, int64_t from, int64_t to, int64_t column, int64_t last, float* factors) {
-  const int64_t width = last - column < kSweepPanel ? last - column : kSweepPanel;
+// Feedback of the columns from .. to on the columns first .. last as panels [to - from][feeds][8], one behind the other;
+// zeros where a panel has less columns. Row after row: rows of a large matrix lie on pages of their own.
+inline void gather_factors(const Sweep& sweep, int64_t from, int64_t to, int64_t first, int64_t last, float* factors) {
+  const int64_t feeds = sweep.feeds(), panel = (to - from) * feeds * kSweepPanel;
   for (int64_t j = from; j < to; ++j) {
-    for (int64_t feed = 0; feed < sweep.feeds(); ++feed, factors += kSweepPanel) {
-      const float* source = (feed ? sweep.carry : sweep.upper) + j * sweep.in + column;
-      for (int64_t c = 0; c < width; ++c) factors[c] = source[c];
-      for (int64_t c = width; c < kSweepPanel; ++c) factors[c] = 0;
+    for (int64_t feed = 0; feed < feeds; ++feed, factors += kSweepPanel) {
+      const float* source = (feed ? sweep.carry : sweep.upper) + j * sweep.in;
+      float* place = factors;
+      int64_t column = first;
+      for (; column + kSweepPanel <= last; column += kSweepPanel, place += panel)
+        std::memcpy(place, source + column, kSweepPanel * sizeof(float));
+      for (int64_t c = 0; column < last && c < kSweepPanel; ++c)
+        place[c] = column + c < last ? source[column + c] : 0.0f;
     }
   }
 }

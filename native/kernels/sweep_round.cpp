@@ -65,8 +65,7 @@ void round_columns(const Sweep& sweep, const Columns& x, int64_t first, int64_t 
                    float* factors, int threads) {
   const int64_t feeds = sweep.feeds(), rows = (last - first) * feeds;
   const int64_t panels = (last - first + kSweepPanel - 1) / kSweepPanel;
-  for (int64_t p = 0; p < panels; ++p)
-    gather_factors(sweep, first, last, first + p * kSweepPanel, last, factors + p * rows * kSweepPanel);
+  gather_factors(sweep, first, last, first, last, factors);
   parallel_for(threads, sweep.tiles(), [&](int64_t tile, int) {
     const float* history = sweep.history + (tile * sweep.in + first) * feeds * kSweepRows;
     alignas(64) float panel[kSweepPanel * kSweepRows];

@@ -212,6 +212,14 @@ inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
   BW_EACH count.v[i] = vsubq_s32(count.v[i], vreinterpretq_s32_u32(vcgtq_f32(a.v[i], b.v[i])));
   return count;
 }
+template <int distance>
+inline F32x16 swap_lanes(F32x16 a) {
+  if constexpr (distance == 1) BW_EACH a.v[i] = vrev64q_f32(a.v[i]);
+  if constexpr (distance == 2) BW_EACH a.v[i] = vextq_f32(a.v[i], a.v[i], 2);
+  if constexpr (distance == 4) return {{a.v[1], a.v[0], a.v[3], a.v[2]}};
+  if constexpr (distance == 8) return {{a.v[2], a.v[3], a.v[0], a.v[1]}};
+  return a;
+}
 inline F32x16 absolute(F32x16 a) {
   BW_EACH a.v[i] = vabsq_f32(a.v[i]);
   return a;
