@@ -5,9 +5,9 @@
 Second-order rounding of one 2048 x 8192 layer to int4 g128 in natural order: Bitwright's compiled sweep, its sweep on
 torch, and each peer's own functions in the peer's interpreter (`ENVS/gptqmodel`, `ENVS/llm_compressor`; one that is not
 there is left out). `factor` is what is made of the Hessian, `sweep` the rest. Then Hadamard transforms, packing and
-unpacking in bytes read plus written per second, beside a copy (`memcpy` between two buffers) of as many bytes and a
-read in the same minute. A round runs everything once; medians and the best of all rounds are written. Rounds stop
-early, so that all of it ends within the limit.
+unpacking in bytes read plus written per second, beside a copy of as many bytes and a read in the same minute; the
+`fresh` ones make the memory of their result too, as `clone` does beside `copy`. A round runs everything once; medians
+and the best of all rounds are written. Rounds stop early, so that all of it ends within the limit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.formats import pack, parse, unpack
 from bitwright.formats.packing import _pack_by_words, _unpack_by_words
-from bitwright.native import chosen
+from bitwright.native import chosen, hadamard
+from bitwright.native.bits import pack_bits, unpack_bits
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
 from bitwright.stages.ranges import MinMax
 from bitwright.stages.rounding import sweep as rounding
 from bitwright.stages.rounding.second_order import feedback_factor
-from bitwright.stages.transforms.hadamard import _base, _multiply, apply_hadamard
+from bitwright.stages.transforms.hadamard import _multiply, apply_hadamard
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "native_solvers.json"
@@ -133,23 +135,27 @@ def streams(size: int = BYTES) -> dict[str, tuple[int, Callable[[], object]]]:
     }
     for dtype in (torch.float32, torch.bfloat16):
         x = floats.view(-1, IN).to(dtype)
+        y = torch.empty_like(x)
         name = str(dtype).removeprefix("torch.")
-        measured[f"hadamard {IN} {name}"] = (2 * x.nbytes, lambda x=x: apply_hadamard(x, IN))
-        measured[f"hadamard 128 {name}"] = (2 * x.nbytes, lambda x=x: apply_hadamard(x, 128))
-    wide = floats[: size // 4 // 11008 * 11008].view(-1, 11008)
-    measured["hadamard 11008 float32"] = (2 * wide.nbytes, lambda: apply_hadamard(wide, 11008))
+        for block in (128, IN):
+            measured[f"hadamard {block} {name}"] = (
+                2 * x.nbytes,
+                partial(hadamard.run, x, block, None, None, False, out=y),
+            )
+        measured[f"fresh hadamard {IN} {name}"] = (2 * x.nbytes, partial(apply_hadamard, x, IN))
     x = floats.view(-1, IN)
-    measured[f"torch hadamard {IN} float32"] = (2 * x.nbytes, lambda: _multiply(x, IN, _base(IN) or 1, False) / 90.5)
+    measured[f"torch hadamard {IN} float32"] = (2 * x.nbytes, partial(_multiply, x, IN, 1, False))
     for bits in (1, 2, 3, 4):
-        packed = pack(codes % (1 << bits), bits)
-        moved = codes.nbytes + packed.nbytes
         plain = codes % (1 << bits)
-        measured[f"pack {bits}"] = (moved, lambda plain=plain, bits=bits: pack(plain, bits))
-        measured[f"unpack {bits}"] = (moved, lambda packed=packed, bits=bits: unpack(packed, bits, codes.shape[1]))
+        packed, target_codes = pack(plain, bits), torch.empty_like(plain)
+        moved, n = plain.nbytes + packed.nbytes, plain.shape[1]
+        measured[f"pack {bits}"] = (moved, partial(pack_bits, plain, bits, out=torch.empty_like(packed)))
+        measured[f"unpack {bits}"] = (moved, partial(unpack_bits, packed, bits, n, out=target_codes))
         if bits in (3, 4):
-            measured[f"torch pack {bits}"] = (moved, lambda plain=plain, bits=bits: _pack_by_words(plain, bits))
-            measured[f"torch unpack {bits}"] = (
-                moved, lambda packed=packed, bits=bits: _unpack_by_words(packed, bits, codes.shape[1]))  # fmt: skip
+            measured[f"fresh pack {bits}"] = (moved, partial(pack, plain, bits))
+            measured[f"fresh unpack {bits}"] = (moved, partial(unpack, packed, bits, n))
+            measured[f"torch pack {bits}"] = (moved, partial(_pack_by_words, plain, bits))
+            measured[f"torch unpack {bits}"] = (moved, partial(_unpack_by_words, packed, bits, n))
     return measured
 
 

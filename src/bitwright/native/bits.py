@@ -9,30 +9,33 @@ from bitwright.native.buffers import span
 from bitwright.native.loading import Library, library
 
 
-def pack_bits(codes: Tensor, bits: int, kernels: Library | None = None) -> Tensor | None:
+def pack_bits(codes: Tensor, bits: int, kernels: Library | None = None, out: Tensor | None = None) -> Tensor | None:
     """Pack uint8 ``codes[rows, n]`` to uint8 ``[rows, ceil(n * bits / 8)]``; ``None`` where nothing compiled serves.
 
     The first code of a row lies in the lowest bits of its stream; a row starts at a byte, its end is padded with zeros.
+    ``out`` takes the result: fresh memory costs several times what packing costs.
     """
     kernels = _serving(codes, kernels)
     if kernels is None:
         return None
     rows, n = codes.shape
-    packed = torch.empty(rows, (n * bits + 7) // 8, dtype=torch.uint8)
+    packed = torch.empty(rows, (n * bits + 7) // 8, dtype=torch.uint8) if out is None else out
     source = codes.contiguous()
-    kernels.pack_bits(rows, n, bits, span(source, torch.uint8), span(packed), torch.get_num_threads())
+    kernels.pack_bits(rows, n, bits, span(source, torch.uint8), span(packed, torch.uint8), torch.get_num_threads())
     return packed
 
 
-def unpack_bits(packed: Tensor, bits: int, n: int, kernels: Library | None = None) -> Tensor | None:
+def unpack_bits(
+    packed: Tensor, bits: int, n: int, kernels: Library | None = None, out: Tensor | None = None
+) -> Tensor | None:
     """Return uint8 codes ``[rows, n]`` of what :func:`pack_bits` made; ``None`` where nothing compiled serves."""
     kernels = _serving(packed, kernels)
     if kernels is None:
         return None
     rows = packed.shape[0]
-    codes = torch.empty(rows, n, dtype=torch.uint8)
+    codes = torch.empty(rows, n, dtype=torch.uint8) if out is None else out
     source = packed.contiguous()
-    kernels.unpack_bits(rows, n, bits, span(source, torch.uint8), span(codes), torch.get_num_threads())
+    kernels.unpack_bits(rows, n, bits, span(source, torch.uint8), span(codes, torch.uint8), torch.get_num_threads())
     return codes
 
 

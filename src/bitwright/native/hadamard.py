@@ -51,7 +51,7 @@ def _operator() -> Any:
     torch.library.define(
         "bitwright::hadamard", "(Tensor x, int size, Tensor? factor, Tensor? signs, bool inverse) -> Tensor"
     )
-    torch.library.impl("bitwright::hadamard", "CPU", run)
+    torch.library.impl("bitwright::hadamard", "CPU", _run)
     torch.library.register_fake("bitwright::hadamard", _fake)
     return torch.ops.bitwright.hadamard.default
 
@@ -60,13 +60,23 @@ def _fake(x: Tensor, size: int, factor: Tensor | None, signs: Tensor | None, inv
     return x.new_empty(x.shape)
 
 
+def _run(x: Tensor, size: int, factor: Tensor | None, signs: Tensor | None, inverse: bool) -> Tensor:
+    return run(x, size, factor, signs, inverse)
+
+
 def run(
-    x: Tensor, size: int, factor: Tensor | None, signs: Tensor | None, inverse: bool, kernels: Library | None = None
+    x: Tensor,
+    size: int,
+    factor: Tensor | None,
+    signs: Tensor | None,
+    inverse: bool,
+    kernels: Library | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """As :func:`hadamard`, on a chosen instruction set."""
+    """As :func:`hadamard`, on a chosen instruction set and into ``out``, where it is given."""
     found = require_library() if kernels is None else kernels
     x = x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype) if out is None else out
     dim = x.shape[-1]
     base = 1 if factor is None else factor.shape[0]
     mixed = None if factor is None else factor.to(torch.float32).contiguous()
@@ -74,7 +84,7 @@ def run(
     try:
         found.hadamard(
             x.numel() // max(dim, 1), dim, base, size // base, span(mixed), span(before, torch.float32),
-            span(after, torch.float32), 1.0 / math.sqrt(size), float_code(x.dtype), span(x.detach()), span(y),
+            span(after, torch.float32), 1.0 / math.sqrt(size), float_code(x.dtype), span(x.detach()), span(y, x.dtype),
             torch.get_num_threads(),
         )  # fmt: skip
     except ValueError as error:
