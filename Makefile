@@ -20,7 +20,7 @@ TURNS ?= 150
 TORCH ?= 2.13.0
 
 .PHONY: help env demo test test-gpu lint format docs readme architectures claims lock clean
-.PHONY: native native-sanitize native-thread native-neon
+.PHONY: lint-native native native-sanitize native-thread native-neon
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -68,9 +68,11 @@ test-gpu: env  ## the tests that need a GPU
 
 lint: env  ## style, types and the direction of imports
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-native: env  ## the layout of the C++ files
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: env  ## mend what ruff and clang-format can mend by themselves
 	$(BIN)/ruff check --fix .

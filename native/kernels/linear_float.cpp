@@ -102,6 +102,7 @@ void run_tile(const Weight& weight, const FloatRows& x, const Output& y, int64_t
 }  // namespace
 
 void linear_float(const Weight& weight, const FloatRows& x, const Output& y, int threads) {
+  if (x.rows == 0) return;  // there may be no memory for the sums of no rows
   with_bits(weight.bits, [&](auto bits) {
     parallel_for(threads, weight.tiles(), [&](int64_t tile, int) { run_tile<bits>(weight, x, y, tile); });
   });

@@ -9,6 +9,7 @@ namespace bw::BW_ISA {
 namespace {
 
 constexpr int64_t kSpan = 1 << 19;  // bytes that one piece of work reads
+constexpr int64_t kAhead = 4096;    // what is asked for this many bytes ahead
 constexpr int kChains = 12;         // sums that do not wait for each other
 constexpr int64_t kTurns = 4096;    // rounds of one piece of work
 
@@ -22,8 +23,10 @@ int32_t read_all(const uint8_t* data, int64_t bytes, int threads) {
     const uint8_t* at = data + span * kSpan;
     U8x64 all[4] = {splat_byte(0), splat_byte(0), splat_byte(0), splat_byte(0)};
     for (int64_t i = 0; i < kSpan; i += 256) {
-      prefetch(at + i + 4096);
-      unroll<4>([&](auto j) { all[j] = bits_or(all[j], load_bytes(at + i + 64 * j)); });
+      unroll<4>([&](auto j) {
+        prefetch(at + i + 64 * j + kAhead);
+        all[j] = bits_or(all[j], load_bytes(at + i + 64 * j));
+      });
     }
     alignas(64) uint8_t bytes_of[64];
     store_bytes(bytes_of, bits_or(bits_or(all[0], all[1]), bits_or(all[2], all[3])));

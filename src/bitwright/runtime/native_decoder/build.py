@@ -188,8 +188,13 @@ class Builder:
     def _dense(self, part: MatrixPart, weight: Tensor) -> int:
         key = (weight.data_ptr(), tuple(weight.stride()), None if part.bias is None else part.bias.data_ptr())
         if key not in self._known:
-            values = self._in_arena(shortest(weight).contiguous())
-            assert values is not None
+            values = shortest(weight).contiguous()
+            if values.data_ptr() == weight.data_ptr():
+                self.kept.append(values)  # the model holds it anyway
+            else:
+                moved = self._in_arena(values)
+                assert moved is not None
+                values = moved
             self.bytes += values.nbytes
             bias = span(self._floats(part.bias))
             self._known[key] = int(self.handle.dense(*part.shape, span(values), float_code(values.dtype), bias))

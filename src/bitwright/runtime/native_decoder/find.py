@@ -10,7 +10,7 @@ from torch import nn
 
 from bitwright.data.seeds import stream
 from bitwright.errors import InputError
-from bitwright.native import unavailable
+from bitwright.native import extension, unavailable
 from bitwright.runtime.decoder import Decoders, ModuleDecoder, module_decoders
 from bitwright.runtime.native_decoder.build import NativeNetwork, build
 from bitwright.runtime.native_decoder.cache import cache_of
@@ -77,6 +77,8 @@ def native_network(model: nn.Module, instruction_set: str | None = None) -> tupl
     missing = unavailable()
     if missing is not None:
         raise NotServedError(missing)
+    if not hasattr(extension(), "Network"):
+        raise NotServedError("the compiled kernels are older than this version; install bitwright again")
     try:
         plan = read_plan(model)
         network = build(plan, cache_of(model, plan.head_dim), instruction_set)

@@ -16,7 +16,7 @@ from bitwright.runtime.native_decoder.plan import LayerPart, MatrixPart, NormPar
 from bitwright.runtime.native_decoder.rotary import tables
 from bitwright.runtime.native_decoder.trace import Call, Trace, distance, factor_between, same, trace
 
-LONGEST = 1 << 16
+LONGEST = 1 << 17
 """Most positions that tables of angles are made for."""
 _NEAR = 2e-4
 
