@@ -2,9 +2,10 @@
 
     python -m benchmarks.native_variants [--out benchmarks/results/native_variants.json] [--seconds 330]
 
-Each turn of a case measures the probe and the case at one and at two threads; medians and the best of the turns are kept. Weights are rotated over more than 200 MB, so that no cache holds them. GB/s counts the
-bytes of the packed weight, processor time says what a kernel costs where others take the clock; at 128 rows GOP/s is
-2 x rows x out x in over the time.
+Each turn of a case measures the probe and the case at one and at two threads; medians and the best of the turns are
+kept. Weights are rotated over more than 200 MB, so that no cache holds them. GB/s counts the bytes of the packed
+weight, processor time says what a kernel costs where others take the clock; at 128 rows GOP/s is 2 x rows x out x in
+over the time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bitwright.formats import parse
 from bitwright.native import require_library
 from bitwright.native.arena import Arena
 from bitwright.native.linear import ROW_TABLE, TABLE, tiled
-from bitwright.native.product import Coding, Product, Terms, Way, multiply
+from bitwright.native.product import Coding, Product, Terms, Way, call
 from bitwright.runtime.kernels.linear import native, prepared
 
 SHAPES = ((8192, 2048), (4096, 11008))
@@ -129,6 +130,24 @@ def with_terms(out: int, columns: int) -> Product:
     return replace(made, terms=Terms(starts, places, torch.randn(out * each), left, right))
 
 
+COUNTED = (
+    (1, 1),
+    (1, 2),
+    (1, 3),
+    (1, 4),
+    (1, 8),
+    (2, 1),
+    (2, 2),
+    (2, 3),
+    (2, 4),
+    (3, 1),
+    (3, 2),
+    (3, 3),
+    (4, 1),
+    (4, 4),
+)
+"""Bits of weight and activation of the bit-serial products; their rivals depend on the weight alone."""
+
 CASES = (
     Case("int4 g128 int8", affine(4, Way.INT8)),
     Case("int4 g128 bf16", affine(4, Way.BF16)),
@@ -148,20 +167,12 @@ CASES = (
     Case("ternary base 3", ternary),
     Case("ternary 2 bits", channel(2, Way.INT8)),
     Case("ternary TL1", channel(2, Way.PAIRS)),
-    Case("w1 int8", channel(1, Way.INT8)),
-    Case("w1 sums", channel(1, Way.SUMS)),
-    Case("w2 sums", channel(2, Way.SUMS)),
-    Case("w4 sums", channel(4, Way.SUMS)),
     Case("w8a8", channel(8, Way.INT8), 8),
     Case("w4a8", channel(4, Way.INT8), 8),
-    Case("w1a1 bits", channel(1, Way.BITS), 1),
-    Case("w1a2 bits", channel(1, Way.BITS), 2),
-    Case("w2a2 bits", channel(2, Way.BITS), 2),
-    Case("w1a8 bits", channel(1, Way.BITS), 8),
-    Case("w4a4 bits", channel(4, Way.BITS), 4),
-    Case("w1a1 int8", channel(1, Way.INT8), 1),
-    Case("w2a2 int8", channel(2, Way.INT8), 2),
-    Case("w4a4 int8", channel(4, Way.INT8), 4),
+    *(Case(f"w{bits} int8", channel(bits, Way.INT8)) for bits in (1, 2, 3, 4)),
+    *(Case(f"w{bits} sums", channel(bits, Way.SUMS)) for bits in (1, 2, 3, 4)),
+    *(Case(f"w{bits}a{bits} int8", channel(bits, Way.INT8), bits) for bits in (1, 2, 3, 4)),
+    *(Case(f"w{p}a{q} bits", channel(p, Way.BITS), q) for p, q in COUNTED),
 )
 
 
@@ -190,15 +201,24 @@ def probe(memory: Tensor) -> float:
     return memory.nbytes / (time.perf_counter() - start) / 1e9
 
 
-def once(products: list[Product], x: Tensor, coding: Coding | None, calls: int) -> tuple[float, float]:
+def once(
+    products: list[Product], x: Tensor, coding: Coding | None, calls: int, instruction_set: str | None
+) -> tuple[float, float]:
     """Microseconds of a call, the mean over `calls` of them: by the clock, and of all processors' time."""
+    kernels = require_library(instruction_set)
+    numbers = [products[0].step(), *(coding.numbers() if coding is not None else [])]
     start, busy = time.perf_counter(), time.process_time()
     for index in range(calls):
-        multiply(x, products[index % len(products)], None, coding)
+        made = products[index % len(products)]
+        y, arguments = call(x, made.parts(), None, made.geometry(), numbers)
+        kernels.product(*arguments, torch.get_num_threads())
+        del y
     return (time.perf_counter() - start) / calls * 1e6, (time.process_time() - busy) / calls * 1e6
 
 
-def measure(case: Case, shape: tuple[int, int], turns: int, memory: Tensor) -> list[dict[str, object]]:
+def measure(
+    case: Case, shape: tuple[int, int], turns: int, memory: Tensor, instruction_set: str | None
+) -> list[dict[str, object]]:
     out, columns = shape
     made = case.make(out, columns)
     size = made.bytes()
@@ -213,7 +233,7 @@ def measure(case: Case, shape: tuple[int, int], turns: int, memory: Tensor) -> l
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 speeds[threads].append(probe(memory))
-                times[threads].append(once(copies, x, coding, len(copies) if rows == 1 else 1))
+                times[threads].append(once(copies, x, coding, len(copies) if rows == 1 else 1, instruction_set))
         for threads in (1, 2):
             clock, busy = zip(*times[threads], strict=True)
             median, best = statistics.median(clock), min(clock)
@@ -235,6 +255,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=330, help="stop after so long; what is measured is written")
     parser.add_argument("--only", default="", help="cases that hold this text")
+    parser.add_argument("--instruction-set", default=None, help="by default the fastest of the machine")
     options = parser.parse_args()
     torch.manual_seed(0)
     memory = torch.ones(64 << 20)
@@ -242,13 +263,17 @@ def main() -> None:
     results: list[dict[str, object]] = []
     for shape in SHAPES:
         for case in CASES:
-            if options.only in case.name and time.monotonic() < end:
-                rows = measure(case, shape, options.turns, memory)
+            known = "bf16" not in case.name or require_library(options.instruction_set).has_bf16
+            if known and options.only in case.name and time.monotonic() < end:
+                rows = measure(case, shape, options.turns, memory, options.instruction_set)
                 results += rows
                 for row in rows:
                     print(json.dumps(row), flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"processor": platform.processor() or platform.machine(), "instruction_set": require_library().name}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "instruction_set": require_library(options.instruction_set).name,
+    }
     protocol = "alternating turns of a probe (sum over 256 MB of fp32) and the case, weights rotated over 200 MB"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     text = {"commit": commit, "machine": machine, "protocol": protocol, "turns": options.turns, "results": results}

@@ -55,18 +55,37 @@ struct LongTable {
   }
 };
 
+// A table of 64 levels: their low and high bytes in a register each.
+struct MiddleTable {
+  __m512i low, high;
+  explicit MiddleTable(const HalfTable& table, int) {
+    alignas(64) uint8_t lows[64], highs[64];
+    for (int i = 0; i < 64; ++i) {
+      lows[i] = static_cast<uint8_t>(table.levels[i]);
+      highs[i] = static_cast<uint8_t>(table.levels[i] >> 8);
+    }
+    low = _mm512_load_si512(lows);
+    high = _mm512_load_si512(highs);
+  }
+};
+
 // Levels of a vector of codes: pairs of inputs (0, 2) and (1, 3) of every row.
 struct Pairs {
   __m512i even, odd;
 };
 
 inline Pairs pairs_of(const ShortTable& table, __m512i codes) { return {table.even(codes), table.odd(codes)}; }
-inline Pairs pairs_of(const LongTable& table, __m512i codes) {
-  const __mmask64 upper = _mm512_movepi8_mask(codes);
-  const __m512i low = LongTable::level(table.low, codes, upper), high = LongTable::level(table.high, codes, upper);
+inline Pairs pairs_of_bytes(__m512i low, __m512i high) {
   constexpr __mmask64 odd_bytes = 0xaaaaaaaaaaaaaaaaull;
   return {_mm512_mask_mov_epi8(low, odd_bytes, _mm512_slli_epi16(high, 8)),
           _mm512_mask_mov_epi8(_mm512_srli_epi16(low, 8), odd_bytes, high)};
+}
+inline Pairs pairs_of(const MiddleTable& table, __m512i codes) {
+  return pairs_of_bytes(_mm512_permutexvar_epi8(codes, table.low), _mm512_permutexvar_epi8(codes, table.high));
+}
+inline Pairs pairs_of(const LongTable& table, __m512i codes) {
+  const __mmask64 upper = _mm512_movepi8_mask(codes);
+  return pairs_of_bytes(LongTable::level(table.low, codes, upper), LongTable::level(table.high, codes, upper));
 }
 
 inline __m512 dot_pair(__m512 sum, __m512i w, const uint16_t* x) {
@@ -149,7 +168,8 @@ void many_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x,
   thread_local Scratch<float> scratch;
   float* sums = scratch.get(static_cast<size_t>(x.rows) * kRows);
   std::memset(sums, 0, sizeof(float) * static_cast<size_t>(x.rows) * kRows);
-  const std::conditional_t<(bits <= 5), ShortTable, LongTable> table(levels, bits);
+  const std::conditional_t<(bits <= 5), ShortTable, std::conditional_t<(bits == 6), MiddleTable, LongTable>> table(
+      levels, bits);
   const TileScales scales(weight, tile);
   for (int64_t b = 0; b < weight.blocks; ++b) {
     const uint8_t* w = weight.codes + tile * weight.tile_bytes() + b * weight.block_bytes();

@@ -18,6 +18,7 @@ from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Kernel, Request
 from bitwright.runtime.kernels.linear import native, prepared
 from bitwright.runtime.kernels.linear.coding import coding_for, coding_of, misfit
+from bitwright.runtime.kernels.linear.preference import preferred
 from bitwright.runtime.weight import PackedWeight
 
 _ADDED = ("+sparse", "+lowrank", "+sparse+lowrank", "+lowrank+sparse")
@@ -159,7 +160,14 @@ def refuses_int8(request: Request) -> str | None:
 
 def refuses_lookup(request: Request) -> str | None:
     """Tables in bytes without a coded input."""
-    return _uncoded(request) or _short_table(request)
+    reason = _uncoded(request) or _short_table(request)
+    grid = parse(request.format).grid if request.format else None
+    if reason is not None or grid is None or isinstance(grid, CodebookGrid):
+        return reason
+    two = prepared.shared_tables(grid.levels()).high is not None
+    if two and preferred(require_library().name, "native-bf16", "tables of two bytes", request.rows):
+        return "levels of two bytes were measured to be no faster than products of bf16, which round less"
+    return None
 
 
 def refuses_bf16(request: Request) -> str | None:
