@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -273,6 +274,7 @@ def main() -> None:
     machine = {
         "processor": platform.processor() or platform.machine(),
         "instruction_set": require_library(options.instruction_set).name,
+        "load": os.getloadavg(),
     }
     protocol = "alternating turns of a probe (sum over 256 MB of fp32) and the case, weights rotated over 200 MB"
     options.out.parent.mkdir(parents=True, exist_ok=True)
