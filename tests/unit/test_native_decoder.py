@@ -138,12 +138,12 @@ def test_rounded_activations_as_the_modules_round_them(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["nf4 b16", "ternary channel", "fp4-bnb b32"])
 def test_every_way_of_multiplying_rounded_activations(text: str) -> None:
-    for name in instruction_sets():
-        model = configure(quantized(tiny("LlamaConfig", attention_bias=True), text), exact=False)
-        network, error = native_network(model, name)
-        assert not network.exact
-        assert error < 2e-2
-        assert all("native" in kernel or "dense" in kernel for kernel in network.kernels.values())
+    # On the instruction set that the kernels were chosen for.
+    model = configure(quantized(tiny("LlamaConfig", attention_bias=True), text), exact=False)
+    network, error = native_network(model)
+    assert not network.exact
+    assert error < 2e-2
+    assert all("native" in kernel or "dense" in kernel for kernel in network.kernels.values())
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
