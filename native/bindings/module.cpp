@@ -32,6 +32,8 @@ Library open(const std::string& name) {
 }  // namespace bw
 
 NB_MODULE(_core, module) {
+  // Python keeps the opened libraries to its end, which is no leak.
+  nanobind::set_leak_warnings(false);
   module.doc() = "Compiled kernels; use bitwright.native.";
   module.def("instruction_sets", bw::instruction_sets, "Names of the instruction sets that run here, fastest first.");
   bw::LibraryClass library(module, "Library", "The kernels of one instruction set.");
