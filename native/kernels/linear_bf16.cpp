@@ -18,7 +18,6 @@ namespace bw::BW_ISA {
 namespace {
 
 constexpr int kDeepest = 256;
-constexpr int64_t kAhead = 4096;
 constexpr int64_t kRowsOfChunk = 4;
 
 // A table of 16 or 32 levels, indexed by the low bits of 16-bit words.
@@ -115,7 +114,6 @@ void few_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x, 
       for (__m512& chain : row) chain = _mm512_setzero_ps();
     for (int v = 0; v < weight.block / 8; ++v, w += kVector) {
       const __m512i packed = _mm512_loadu_si512(w);
-      prefetch(w + kAhead);
       // The low 4 bits of a word count; the table repeats itself behind the fifth.
       const __m512i level[4] = {_mm512_permutexvar_epi16(packed, table.words),
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 8), table.words),
@@ -173,11 +171,9 @@ void many_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x,
   const TileScales scales(weight, tile);
   for (int64_t b = 0; b < weight.blocks; ++b) {
     const uint8_t* w = weight.codes + tile * weight.tile_bytes() + b * weight.block_bytes();
-    prefetch(w + kAhead);
     if (bits < 8) unpack_block<bits>(w, weight.block, bytes);
     const uint8_t* codes = bits < 8 ? bytes : w;
     for (int q = 0; q < weight.block / 4; ++q) {
-      if (bits == 8) prefetch(w + q * kVector + kAhead);
       const Pairs two = pairs_of(table, _mm512_loadu_si512(codes + q * kVector));
       pairs[2 * q] = two.even;
       pairs[2 * q + 1] = two.odd;

@@ -17,115 +17,94 @@ namespace {
 
 // Bytes of weights that a chunk of work reads: enough to hide the claim, little enough to share out evenly.
 constexpr int64_t kChunkBytes = 48 * 1024;
-// Bytes ahead of the present vector that are asked for: past what the hardware prefetcher sees across pages.
-constexpr int64_t kAhead = 4096;
 // The size of a block that has loops of its own.
 constexpr int kCommonBlock = 128;
 
-// Adds the products of one plane of `tiles` tiles, `stride` bytes apart, to total[tile][row]. An activation that was
-// read serves all tiles, a weight vector all rows: loads, not products, would bound narrow codes otherwise.
-template <int width, int offset, int rows, int tiles, int known>
-inline const uint8_t* plane(const uint8_t* w, int64_t stride, const int8_t* x, int block_, I32x16 (&total)[tiles][rows]) {
+// Adds the products of one plane to total[row]. A weight vector is read once for all fields and rows. It is read as one
+// stream from the first byte of a tile to the last of a chunk, without prefetches of our own: the hardware's keep up with
+// that, and a second stream or a prefetch beside it was measured to cost a third of a thread's bandwidth.
+template <int width, int offset, int rows, int known>
+inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x16 (&total)[rows]) {
   const int block = known ? known : block_;
   constexpr int fields = 8 / width, mask = (1 << width) - 1;
-  constexpr bool in_place = kFieldsInPlace && fields * rows * tiles <= 16;
+  constexpr bool in_place = kFieldsInPlace && fields * rows <= 16;
   constexpr int chains = in_place ? fields : 1;
-  // Two sets where few chains of dependent sums would be slower than memory.
-  constexpr int sets = chains * rows * tiles <= 2 ? 2 : 1;
-  I32x16 acc[sets][tiles][rows][chains];
+  // Several sets where few chains of dependent sums would be slower than memory.
+  constexpr int sets = chains * rows == 1 ? 4 : chains * rows == 2 ? 2 : 1;
+  I32x16 acc[sets][rows][chains];
   for (auto& set : acc)
-    for (auto& tile : set)
-      for (auto& row : tile)
-        for (auto& chain : row) chain = zero_i32();
+    for (auto& row : set)
+      for (auto& chain : row) chain = zero_i32();
   const int vectors = block / (4 * fields);
   const auto step = [&](int v, auto set_) {
     constexpr int set = set_;
-    U8x64 packed[tiles];
-    unroll<tiles>([&](auto t) {
-      packed[t] = held(load_bytes(w + t * stride + v * kVector));
-      prefetch(w + t * stride + v * kVector + kAhead);
-    });
+    const U8x64 packed = held(load_bytes(w + v * kVector));
     unroll<fields>([&](auto f_) {
       constexpr int f = f_, chain = in_place ? f : 0;
       constexpr int most = in_place ? mask << (f * width) : mask;
-      U8x64 field[tiles];
-      unroll<tiles>([&](auto t) {
-        if constexpr (in_place) {
-          field[t] = width == 8 ? packed[t] : bits_and(packed[t], splat_byte(mask << (f * width)));
-        } else {
-          field[t] = shift_right<f * width>(packed[t], splat_byte(mask));
-        }
-      });
-      unroll<rows>([&](auto r) {
-        const X4 four = splat_four(x + r * block + (v * fields + f) * 4);
-        unroll<tiles>([&](auto t) { acc[set][t][r][chain] = dot<most>(acc[set][t][r][chain], field[t], four); });
-      });
+      U8x64 field = packed;
+      if constexpr (!in_place) {
+        field = shift_right<f * width>(packed, splat_byte(mask));
+      } else if constexpr (width != 8) {
+        field = bits_and(packed, splat_byte(mask << (f * width)));
+      }
+      const int8_t* at = x + (v * fields + f) * 4;
+      unroll<rows>([&](auto r) { acc[set][r][chain] = dot<most>(acc[set][r][chain], field, at + r * block); });
     });
   };
   int v = 0;
   for (; v + sets <= vectors; v += sets) unroll<sets>([&](auto set) { step(v + set, set); });
   for (; v < vectors; ++v) step(v, std::integral_constant<int, 0>{});
-  unroll<tiles>([&](auto t) {
-    unroll<rows>([&](auto r) {
-      unroll<chains>([&](auto c_) {
-        constexpr int c = c_;
-        I32x16 whole = acc[0][t][r][c];
-        unroll<sets - 1>([&](auto set) { whole = add(whole, acc[set + 1][t][r][c]); });
-        total[t][r] = add(total[t][r], shift_left<offset>(shift_right<c * width>(whole)));
-      });
+  unroll<rows>([&](auto r) {
+    unroll<chains>([&](auto c_) {
+      constexpr int c = c_;
+      I32x16 whole = acc[0][r][c];
+      unroll<sets - 1>([&](auto set) { whole = add(whole, acc[set + 1][r][c]); });
+      total[r] = add(total[r], shift_left<offset>(shift_right<c * width>(whole)));
     });
   });
   return w + static_cast<int64_t>(vectors) * kVector;
 }
 
-// The products of `tiles` tiles with `rows` rows; `known` is the size of a block where it is the common one, else 0.
-template <int bits, int rows, int tiles, int known>
-void decode_tiles(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t first_row, int64_t tile) {
-  const int64_t stride = weight.tile_bytes();
-  const uint8_t* w = weight.codes + tile * stride;
-  F32x16 sums[tiles][rows];
-  unroll<tiles>([&](auto t) { unroll<rows>([&](auto r) { sums[t][r] = zero_f32(); }); });
+// The products of one tile with `rows` rows; `known` is the size of a block where it is the common one, else 0.
+template <int bits, int rows, int known>
+void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t first_row, int64_t tile) {
+  const TileScales scales(weight, tile);
+  const uint8_t* w = weight.codes + tile * weight.tile_bytes();
+  F32x16 sums[rows];
+  unroll<rows>([&](auto r) { sums[r] = zero_f32(); });
   int64_t group = 0, left = weight.blocks_per_scale;
   for (int64_t b = 0; b < weight.blocks; ++b) {
     const int64_t place = b * x.rows + first_row;
-    I32x16 total[tiles][rows];
-    unroll<tiles>([&](auto t) { unroll<rows>([&](auto r) { total[t][r] = zero_i32(); }); });
+    I32x16 total[rows];
+    unroll<rows>([&](auto r) { total[r] = zero_i32(); });
     each_plane<bits>([&](auto width, auto offset) {
-      w = plane<width, offset, rows, tiles, known>(w, stride, x.codes + place * weight.block, weight.block, total);
+      w = plane<width, offset, rows, known>(w, x.codes + place * weight.block, weight.block, total);
     });
-    unroll<tiles>([&](auto t) {
-      const TileScales scales(weight, tile + t);
-      const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
-      unroll<rows>([&](auto r) {
-        const F32x16 value = fma(minus_zero, splat(static_cast<float>(x.sums[place + r])), to_f32(total[t][r]));
-        sums[t][r] = fma(mul(scale, splat(x.scale[place + r])), value, sums[t][r]);
-      });
+    const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
+    unroll<rows>([&](auto r) {
+      const F32x16 value = fma(minus_zero, splat(static_cast<float>(x.sums[place + r])), to_f32(total[r]));
+      sums[r] = fma(mul(scale, splat(x.scale[place + r])), value, sums[r]);
     });
     if (--left == 0) ++group, left = weight.blocks_per_scale;
   }
-  unroll<tiles>([&](auto t) {
-    unroll<rows>([&](auto r) { write(y, weight.out, first_row + r, tile + t, sums[t][r]); });
-  });
+  unroll<rows>([&](auto r) { write(y, weight.out, first_row + r, tile, sums[r]); });
 }
 
-template <int bits, int tiles, int known>
+template <int bits, int known>
 void decode_rows(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   int64_t row = 0;
   if constexpr (!kLean)
-    for (; row + 4 <= x.rows; row += 4) decode_tiles<bits, 4, tiles, known>(weight, x, y, row, tile);
-  // The tiles that one row has read are in the first caches for the next.
-  for (; row < x.rows; ++row) decode_tiles<bits, 1, tiles, known>(weight, x, y, row, tile);
+    for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4, known>(weight, x, y, row, tile);
+  // The tile that one row has read is in the first caches for the next.
+  for (; row < x.rows; ++row) decode_tile<bits, 1, known>(weight, x, y, row, tile);
 }
 
 template <int bits>
 void decode_chunk(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile, int64_t stop) {
-  if constexpr (!kLean) {
-    constexpr int common = bits <= 4 ? kCommonBlock : 0;
-    for (; tile + 2 <= stop; tile += 2)
-      weight.block == common ? decode_rows<bits, 2, common>(weight, x, y, tile)
-                             : decode_rows<bits, 2, 0>(weight, x, y, tile);
-  }
-  for (; tile < stop; ++tile) decode_rows<bits, 1, 0>(weight, x, y, tile);
+  constexpr int common = kLean ? 0 : kCommonBlock;
+  for (; tile < stop; ++tile)
+    weight.block == common ? decode_rows<bits, common>(weight, x, y, tile) : decode_rows<bits, 0>(weight, x, y, tile);
 }
 
 constexpr int kTiles = 2;    // tiles that a prompt's kernel holds in registers
@@ -213,8 +192,7 @@ void run(const Weight& weight, const QuantizedRows& x, const Output& y, int thre
   const int64_t tiles = weight.tiles();
   if (x.rows < kPanel) {
     const int64_t even = std::max<int64_t>(1, tiles / (int64_t{4} * threads));
-    // Pairs of tiles share what they read of the activations.
-    const int64_t step = (std::clamp<int64_t>(kChunkBytes / weight.tile_bytes(), 1, even) + 1) / 2 * 2;
+    const int64_t step = std::clamp<int64_t>(kChunkBytes / weight.tile_bytes(), 1, even);
     parallel_for(threads, (tiles + step - 1) / step, [&](int64_t chunk, int) {
       const int64_t stop = std::min(tiles, (chunk + 1) * step);
       decode_chunk<bits>(weight, x, y, chunk * step, stop);

@@ -11,7 +11,6 @@ namespace bw::BW_ISA {
 namespace {
 
 constexpr int kDeepest = 256;
-constexpr int64_t kAhead = 4096;
 
 // Both halves of the tables that serve a tile's group: one vector, or one for each four rows.
 template <bool two, bool by_row>
@@ -93,8 +92,6 @@ void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows
     for (I32x16& one : high) one = zero_i32();
     for (int q = 0; q < weight.block / 4; q += 4, w += 2 * kVector) {
       const U8x64 first = load_bytes(w), second = load_bytes(w + kVector);
-      prefetch(w + kAhead);
-      prefetch(w + kVector + kAhead);
       const U8x64 fields[4] = {bits_and(first, mask), shift_right<4>(first, mask), bits_and(second, mask),
                                shift_right<4>(second, mask)};
       unroll<4>([&](auto i) {

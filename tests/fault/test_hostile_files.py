@@ -106,12 +106,12 @@ def test_a_tokenizer_of_a_gigabyte_is_refused(model: Path, tmp_path: Path, capfd
         (model / name).unlink()
 
 
-def test_a_gguf_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """There is no reader of GGUF, so its lengths cannot lie to anybody."""
+def test_a_gguf_whose_counts_lie_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It can be inspected, and is no model to quantize."""
     hostile.write_gguf(tmp_path / "model.gguf")
-    _refused(capfd, tmp_path, "GGUF file, which Bitwright does not read", "inspect", tmp_path / "model.gguf")
-    _refused(capfd, tmp_path, "GGUF", "quantize", tmp_path / "model.gguf", "--recipe", "rtn", "--out", tmp_path / "out")
-    _refused(capfd, tmp_path, "GGUF", "eval", tmp_path / "model.gguf", "--data", save_ids(tmp_path / "i.safetensors"))
+    _refused(capfd, tmp_path, "tensors, which cannot be in the 28 bytes left", "inspect", tmp_path / "model.gguf")
+    _refused(capfd, tmp_path, "a GGUF file", "quantize", tmp_path / "model.gguf", "--recipe", "rtn", "--out", tmp_path / "out")
+    _refused(capfd, tmp_path, "a GGUF file", "eval", tmp_path / "model.gguf", "--data", save_ids(tmp_path / "i.safetensors"))
 
 
 def test_transformers_gets_the_same_sentence(native: Path, tmp_path: Path) -> None:

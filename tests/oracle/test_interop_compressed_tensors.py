@@ -24,7 +24,7 @@ from bitwright.jobs.request import build_recipe
 from bitwright.jobs.run import run
 from bitwright.models import Checkpoint
 from bitwright.recipes import Recipe
-from bitwright.runtime import read_manifest
+from bitwright.runtime import REFERENCE, read_manifest
 from bitwright.runtime.install import packed_tensors
 from bitwright.runtime.load import load, read_native
 from bitwright.stages.quantizer import Quantizer
@@ -162,7 +162,7 @@ def test_transformers_gives_our_logits(
     assert result["bytes"] == sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors"))
     assert any("global scales" in note for note in result["notes"]) == (weights == "nvfp4")
     check_tensors(native, tmp_path / "out")
-    ours = load(native, dtype=getattr(torch, dtype))
+    ours = load(native, dtype=getattr(torch, dtype), table=REFERENCE)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         expected, found = ours(IDS).logits.float(), theirs(IDS).logits.float()
@@ -234,7 +234,7 @@ def test_the_command_writes_a_folder_that_needs_no_bitwright(
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
     subprocess.run([sys.executable, "-c", READER, str(out), str(tmp_path / "logits.pt")], check=True, timeout=120)
     with torch.no_grad():
-        expected = load(native, dtype=torch.bfloat16)(IDS).logits
+        expected = load(native, dtype=torch.bfloat16, table=REFERENCE)(IDS).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 

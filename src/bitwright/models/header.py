@@ -27,7 +27,7 @@ MAX_JSON_MARKS = 2_500_000
 MAX_JSON_DEPTH = 64
 # What the first bytes of other files say.
 MAGIC = {
-    b"GGUF": "a GGUF file, which Bitwright does not read: give the model's safetensors",
+    b"GGUF": "a GGUF file, which Bitwright inspects but does not open as a model: give the model's safetensors",
     b"PK\x03\x04": "a zip archive or a pickle of torch, which can run code: convert it to safetensors",
     b"\x80": "a pickle, which can run code: convert it to safetensors",
     b"\x89HDF": "an HDF5 file: convert it to safetensors",
