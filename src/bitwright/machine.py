@@ -148,9 +148,10 @@ def return_free_memory() -> None:
 def keep_large_blocks_apart(smallest: int = 1 << 17) -> None:
     """Let blocks of ``smallest`` bytes and more leave this process as soon as they are freed, where glibc allows it.
 
-    Its own threshold starts at 128 KiB, the default here, and rises to 32 MB with the first large tensor that is freed.
-    What is freed below it then stays in the heap, between what is in use: it was measured to add up to three quarters to
-    a job's peak, differently in every run, and no time was lost without it. The setting holds for the rest of the process.
+    Its own threshold starts at 128 KiB, the default here, and rises to 32 MB with the first large tensor that is
+    freed. What is freed below it then stays in the heap, between what is in use: it was measured to add up to three
+    quarters to a job's peak, differently in every run, and no time was lost without it. The setting holds for the rest
+    of the process.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:

@@ -110,8 +110,8 @@ def test_a_gguf_whose_counts_lie_is_refused(tmp_path: Path, capfd: pytest.Captur
     """It can be inspected, and is no model to quantize."""
     hostile.write_gguf(tmp_path / "model.gguf")
     _refused(capfd, tmp_path, "tensors, which cannot be in the 28 bytes left", "inspect", tmp_path / "model.gguf")
-    _refused(capfd, tmp_path, "a GGUF file", "quantize", tmp_path / "model.gguf", "--recipe", "rtn", "--out", tmp_path / "out")
-    _refused(capfd, tmp_path, "a GGUF file", "eval", tmp_path / "model.gguf", "--data", save_ids(tmp_path / "i.safetensors"))
+    _refused(capfd, tmp_path, "GGUF", "quantize", tmp_path / "model.gguf", "--recipe", "rtn", "--out", tmp_path / "out")
+    _refused(capfd, tmp_path, "GGUF", "eval", tmp_path / "model.gguf", "--data", save_ids(tmp_path / "i.safetensors"))
 
 
 def test_transformers_gets_the_same_sentence(native: Path, tmp_path: Path) -> None:
