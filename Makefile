@@ -44,17 +44,16 @@ native-sanitize: env  ## run the kernels without Python under AddressSanitizer a
 	$(BIN)/cmake --build build/native-sanitize
 	build/native-sanitize/driver $(TURNS)
 
-native-thread: env  ## run the thread pool under ThreadSanitizer
+native-thread: env  ## run the thread pool and decoding under ThreadSanitizer
 	$(BIN)/cmake -G Ninja -S native -B build/native-thread -DBITWRIGHT_DRIVER=ON -DBITWRIGHT_SANITIZE=thread
 	$(BIN)/cmake --build build/native-thread
-	build/native-thread/driver $(TURNS) 1 pool
+	build/native-thread/driver $(TURNS) 1 pool decode
 
 native-neon: env  ## cross-compile for 64-bit Arm and run under qemu (Debian: g++-aarch64-linux-gnu qemu-user)
 	$(BIN)/cmake -G Ninja -S native -B build/native-neon -DBITWRIGHT_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
 		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/native-neon
-	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 linear
-	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 bits
+	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS)
 
 demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html
 	$(BIN)/bitwright doctor
@@ -66,7 +65,7 @@ test: env  ## all tests but those that need a GPU
 test-gpu: env  ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ASSETS_OPTION) $(PYTEST_OPTIONS)
 
-lint: env  ## style, types and the direction of imports
+lint: env lint-native  ## style, types, the direction of imports, the layout of the C++ files
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
