@@ -19,8 +19,12 @@ struct Query {
 
 Query random_query(Random& random, int64_t dim, int64_t tokens) {
   const int rows = static_cast<int>(random.number(1, kQueries));
-  Query query{rows, (dim + 63) / 64 * 64, Exact<float>(rows * ((dim + 63) / 64 * 64)), Exact<int64_t>(rows),
-              Exact<int64_t>(rows), random.one_of({0.0f, 0.0f, 3.0f})};
+  Query query{rows,
+              (dim + 63) / 64 * 64,
+              Exact<float>(rows * ((dim + 63) / 64 * 64)),
+              Exact<int64_t>(rows),
+              Exact<int64_t>(rows),
+              random.one_of({0.0f, 0.0f, 3.0f})};
   const float size = random.one_of({0.2f, 1.0f, 5.0f});
   for (int r = 0; r < rows; ++r) {
     for (int64_t d = 0; d < dim; ++d) query.values[r * query.stride + d] = size * random.normal();
@@ -54,7 +58,9 @@ void attend(const Kernels& kernels, Random& random) {
     work.start = from, work.stop = to;
     if (from < to) kernels.attend(work);
   }
-  const auto at = [&](const Side& side, int64_t token, int64_t d) { return side.meant[(token * heads + head) * dim + d]; };
+  const auto at = [&](const Side& side, int64_t token, int64_t d) {
+    return side.meant[(token * heads + head) * dim + d];
+  };
   for (int r = 0; r < query.rows; ++r) {
     std::vector<double> scores;
     double most = -std::numeric_limits<double>::infinity(), all = 0, size = 0;

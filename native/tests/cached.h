@@ -12,8 +12,9 @@ inline StateCoding random_state_coding(Random& random, int64_t dim) {
   StateCoding coding;
   coding.bits = static_cast<int>(random.number(1, 8));
   coding.across = random.coin();
-  coding.group = coding.across ? random.one_of<int64_t>({16, 32, 64, 256})
-                               : random.coin() ? dim + random.number(0, 5) : random.one_of<int64_t>({16, 32});
+  coding.group = coding.across   ? random.one_of<int64_t>({16, 32, 64, 256})
+                 : random.coin() ? dim + random.number(0, 5)
+                                 : random.one_of<int64_t>({16, 32});
   coding.with_zero = random.coin();
   coding.is_signed = !coding.with_zero && coding.bits > 1;
   coding.narrow = coding.is_signed && coding.bits > 1 && random.coin();
@@ -34,7 +35,8 @@ inline float meaning(const CodedStore& store, bool keys, int64_t head, int64_t t
     at = (block * (store.padded / fields) + channel / fields) * kBlockTokens + lane, field = channel % fields;
   } else {
     const int64_t unit = kBlockTokens * fields;
-    at = (head * kChunkTokens + place) * (store.padded / fields) + channel / unit * kBlockTokens + channel % kBlockTokens;
+    at = (head * kChunkTokens + place) * (store.padded / fields) + channel / unit * kBlockTokens +
+         channel % kBlockTokens;
     field = channel % unit / kBlockTokens;
   }
   const int code = codes[at] >> field * store.bits & ((1 << store.bits) - 1);
@@ -72,8 +74,13 @@ struct Side {
   }
 
   Side(Random& random, int64_t heads, int64_t dim, int64_t tokens, bool keys)
-      : heads(heads), dim(dim), tokens(tokens), keys(keys), type(static_cast<Float>(random.number(0, 2))),
-        padded((dim + 15) / 16 * 16), meant(tokens * heads * dim) {
+      : heads(heads),
+        dim(dim),
+        tokens(tokens),
+        keys(keys),
+        type(static_cast<Float>(random.number(0, 2))),
+        padded((dim + 15) / 16 * 16),
+        meant(tokens * heads * dim) {
     fill_normal(random, meant);
     random.coin() ? fill_floats() : fill_codes(random);
   }

@@ -8,7 +8,8 @@ Coding random_coding(Random& random, int64_t in, int block) {
   Coding coding;
   const int bits = static_cast<int>(random.number(2, 8));
   coding.asymmetric = random.coin();
-  coding.low = coding.asymmetric ? 0.0f : -static_cast<float>(1 << (bits - 1)) + static_cast<float>(random.number(0, 1));
+  coding.low =
+      coding.asymmetric ? 0.0f : -static_cast<float>(1 << (bits - 1)) + static_cast<float>(random.number(0, 1));
   coding.high = static_cast<float>((coding.asymmetric ? 1 << bits : 1 << (bits - 1)) - 1);
   coding.steps = coding.asymmetric ? coding.high : coding.high + 0.5f * static_cast<float>(random.number(0, 1));
   coding.run = random.coin() ? in + random.number(0, 3) : block * random.number(1, 3);

@@ -22,9 +22,8 @@ auto part_of(const Case& c, const Coded& coded) {
   };
 }
 auto more_of(const Case& c, const Coded& coded) {
-  return [&](int64_t row, int64_t out, int64_t k) {
-    return 512 * c.scale_at(c.parameter(out, k)) * coded.value(row, k);
-  };
+  return
+      [&](int64_t row, int64_t out, int64_t k) { return 512 * c.scale_at(c.parameter(out, k)) * coded.value(row, k); };
 }
 
 void bits(const Kernels& kernels, Random& random, int threads) {

@@ -69,7 +69,8 @@ void descend(const Kernels& kernels, Random& random, int threads) {
   const Rule rule = random_rule(random, d.out, d.in);
   const bool rounded = random.number(0, 3) > 0;
   for (int64_t first = 0; first < d.in;) {
-    const int64_t last = std::min(d.in, first + random.number(1, random.coin() ? 10 : kSweepPiece)), count = last - first;
+    const int64_t last = std::min(d.in, first + random.number(1, random.coin() ? 10 : kSweepPiece)),
+                  count = last - first;
     std::vector<std::vector<float>> values, errors;
     for (int64_t row = 0; row < d.out; ++row) {
       std::vector<float> value, error;

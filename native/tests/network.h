@@ -107,8 +107,8 @@ class Toy {
   }
 
   int norm(int64_t dim) {
-    network.norms.push_back({dim, floats(dim, 0.2f, 1), random_.coin() ? floats(dim, 0.2f, 0) : nullptr, 1e-5f,
-                             random_.coin()});
+    network.norms.push_back(
+        {dim, floats(dim, 0.2f, 1), random_.coin() ? floats(dim, 0.2f, 0) : nullptr, 1e-5f, random_.coin()});
     return static_cast<int>(network.norms.size()) - 1;
   }
   int maybe_norm(int64_t dim) { return random_.coin() ? norm(dim) : -1; }

@@ -20,7 +20,8 @@ class Reference {
   // Reads one more token; the logits after it.
   Vector read(int64_t id) {
     Vector stream;
-    for (int64_t d = 0; d < net_.hidden; ++d) stream.push_back(net_.embedding_factor * toy_.value(net_.embedding, id, d));
+    for (int64_t d = 0; d < net_.hidden; ++d)
+      stream.push_back(net_.embedding_factor * toy_.value(net_.embedding, id, d));
     for (size_t index = 0; index < net_.layers.size(); ++index) {
       const Layer& layer = net_.layers[index];
       add(stream, normed(layer.output_norm, toy_.times(layer.output, attention(layer, past_[index], stream))),

@@ -8,7 +8,8 @@ double activated(Activation activation, double x) {
   switch (activation) {
     case Activation::none: return x;
     case Activation::silu: return x / (1 + std::exp(-x));
-    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979) * (x + 0.044715 * x * x * x)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979) * (x + 0.044715 * x * x * x)));
     case Activation::gelu_erf: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
     case Activation::relu: return x > 0 ? x : 0;
     case Activation::relu_squared: return x > 0 ? x * x : 0;

@@ -27,8 +27,7 @@ struct Problem {
       const bool rounded = j < first;
       const float error = weight(row, j) - (rounded ? value[row * sweep.in + j] : unrounded[j]);
       sum = std::fma(upper[j * sweep.in + place], error, sum);
-      if (sweep.carry)
-        sum = std::fma(carry[j * sweep.in + place], rounded ? current[row * sweep.in + j] : 0.0f, sum);
+      if (sweep.carry) sum = std::fma(carry[j * sweep.in + place], rounded ? current[row * sweep.in + j] : 0.0f, sum);
     }
     return sum;
   }

@@ -15,7 +15,8 @@ void terms(const Kernels& kernels, Random& random, int threads) {
   const bool dense = random.number(0, 3) == 0;
   for (int64_t o = 0; o < out; ++o) {
     for (int64_t k = 0; k < in; ++k)
-      if (dense || random.number(0, 9) == 0) columns.push_back(static_cast<int32_t>(k)), values.push_back(random.normal());
+      if (dense || random.number(0, 9) == 0)
+        columns.push_back(static_cast<int32_t>(k)), values.push_back(random.normal());
     starts.push_back(static_cast<int32_t>(columns.size()));
   }
   Terms all;

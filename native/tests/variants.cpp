@@ -59,16 +59,15 @@ void lookup(const Kernels& kernels, Random& random, int threads) {
   w.levels = Levels::affine;  // whatever it says: the tables are the levels
   Case c = make_case(random, w);
   const Tables tables = random_tables(random, w);
-  tables.view.by_row ? pack_by_rows(kernels, c)
-                     : kernels.pack_weight(w, c.codes.data(), c.packed.data(), threads);
+  tables.view.by_row ? pack_by_rows(kernels, c) : kernels.pack_weight(w, c.codes.data(), c.packed.data(), threads);
   const Rows x = make_rows(random, w.in);
   const Coded coded = quantized(kernels, x, w.block, threads);
   const Bias bias(random, w.out);
   Result y(x.type, x.rows * w.out);
   kernels.linear_lookup(c.weight, tables.view, coded.view(), y.output(bias.given()), threads);
   check_sums(x, y, w.out, bias, "a product by byte tables: " + c.text, [&](int64_t row, int64_t out, int64_t k) {
-    const double level = double{tables.view.step} * c.scale_at(c.parameter(out, k)) *
-                         tables.integer(c, out, k, c.codes[out * w.in + k]);
+    const double level =
+        double{tables.view.step} * c.scale_at(c.parameter(out, k)) * tables.integer(c, out, k, c.codes[out * w.in + k]);
     return coded.value(row, k) * level;
   });
 }
@@ -124,7 +123,8 @@ void ternary(const Kernels& kernels, Random& random, int threads) {
     for (int64_t at = 0; at < w.vectors() * kVector; ++at) {
       int value = 0;
       for (int i = 0; i < 5; ++i)
-        value = 3 * value + digit(tile * kRows + at % kVector / 4, at / kVector * TernaryWeight::kInputs + 4 * i + at % 4);
+        value =
+            3 * value + digit(tile * kRows + at % kVector / 4, at / kVector * TernaryWeight::kInputs + 4 * i + at % 4);
       codes[tile * w.vectors() * kVector + at] = static_cast<uint8_t>((value * 256 + 242) / 243);
     }
   }

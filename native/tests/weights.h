@@ -1,4 +1,5 @@
-// Packed weights and rows of activations at random: odd shapes, every kind of level and zero point, numbers at the edges.
+// Packed weights and rows of activations at random: odd shapes, every kind of level and zero point, numbers at the
+// edges.
 #pragma once
 
 #include <limits>

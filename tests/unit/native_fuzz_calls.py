@@ -173,7 +173,7 @@ def parts(wrong: Wrong, way: int, out: int, columns: int) -> list[Any]:
             wrong.real(1.0), wrong.real(0.1), wrong.real(0.0),
         )  # fmt: skip
     added = terms(wrong, out, columns, shifts) if shifts or draw.random() < 0.4 else None
-    groups = -(-(-(-columns // block)) // per_scale)
+    groups = -(-columns // (block * per_scale))
     size = 4 * -(-out // 16) * 16 * groups if way == 5 else 2 << bits_
     return [wrong.number(way), weight, ternary, tables, wrong.span(size), added, coding]
 

@@ -111,7 +111,7 @@ class Wrong:
     def tables(self, weight: Any, shape: tuple[int, int, int, int, int]) -> Any:
         """Byte tables for a weight; 16 levels, or tables for every row."""
         out, columns, _, block, per_scale = shape
-        groups = -(-(-(-columns // block)) // per_scale)
+        groups = -(-columns // (block * per_scale))
         by_row = self.random.random() < 0.5
         size = -(-out // 16) * groups * 256 if by_row else 16
         high = self.maybe(self.span(size), 1 if by_row else 0.5)
