@@ -8,7 +8,6 @@
 
 #include "bindings/checks.h"
 #include "bindings/library.h"
-#include "bindings/tables.h"
 #include "decode/state.h"
 
 namespace nb = nanobind;
@@ -78,12 +77,12 @@ int packed(Built& self, const Weight& weight, Span bias, bool exact) {
   return self.add(matrix);
 }
 
-int lookup(Built& self, const Weight& weight, const CheckedTables& tables, Span bias) {
-  tables.require_for(weight);
+int lookup(Built& self, const Weight& weight, const ByteTables& tables, Span bias) {
+  require(tables.serve(weight), "byte tables serve codes of 2 to 4 bits, those of rows the weight they were made for");
   Matrix matrix;
   matrix.form = Form::lookup;
   matrix.weight = weight;
-  matrix.tables = tables.tables;
+  matrix.tables = tables;
   matrix.bias = optional_floats(bias, weight.out, "bias");
   return self.add(matrix);
 }

@@ -1,7 +1,6 @@
 // Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
 #include "bindings/checks.h"
 #include "bindings/library.h"
-#include "bindings/tables.h"
 #include "core/pool.h"
 #include "core/variants.h"
 
@@ -38,7 +37,8 @@ void* floats(Span span, Float type, int64_t count, const char* name) {
   return buffer(span).as<uint16_t>(product(count, 2), name);
 }
 
-CheckedTables make_tables(const Weight& weight, Span low, Span high, bool by_row, int offset, float step) {
+ByteTables make_tables(const Weight& weight, Span low, Span high, bool by_row, int offset, float step) {
+  require(weight.bits >= 2 && weight.bits <= 4, "byte tables serve codes of 2 to 4 bits");
   require(!by_row || (given(high) && weight.block >= 16), "tables for every row have two halves");
   require(offset >= 0 && offset < 1 << 14 && std::isfinite(step), "byte tables have an offset below 16384");
   ByteTables tables;
@@ -48,9 +48,9 @@ CheckedTables make_tables(const Weight& weight, Span low, Span high, bool by_row
   tables.by_row = by_row;
   tables.offset = offset;
   tables.step = step;
-  const CheckedTables made{tables, weight.tiles(), weight.groups};
-  made.require_for(weight);
-  return made;
+  tables.tiles = weight.tiles();
+  tables.groups = weight.groups;
+  return tables;
 }
 
 TernaryWeight make_ternary(int64_t out, int64_t in, Span codes, Span scale, int scale_type) {
@@ -75,20 +75,15 @@ void check_columns(const int32_t* columns, const int32_t* starts, int64_t out, i
   require(count == 0 || static_cast<int64_t>(most) < in, "a single weight lies outside of the matrix");
 }
 
-// Terms with the shape that they were checked against.
-struct CheckedTerms {
-  Terms terms;
-  int64_t out = 0;
-  int64_t in = 0;
-};
-
-CheckedTerms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count, int64_t rank,
+Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count, int64_t rank,
                  Span left, Span right, int64_t shifts, Span sums) {
-  const int64_t most = int64_t{1} << 31;
-  require(out >= 1 && in >= 1 && out <= most && in <= most, "the terms have a wrong shape");
-  require(count >= 0 && count < most && rank >= 0 && shifts >= 0, "the terms have a wrong shape");
+  require(out >= 1 && in >= 1 && count >= 0 && count < (int64_t{1} << 31) && rank >= 0 && shifts >= 0,
+          "the terms have a wrong shape");
+  require(out <= int64_t{1} << 31 && in <= int64_t{1} << 31, "the terms have a wrong shape");
   const int64_t rows = product((out + kRows - 1) / kRows, kRows);
   Terms terms;
+  terms.out = out;
+  terms.in = in;
   if (given(starts)) {
     terms.starts = buffer(starts).as<const int32_t>(product(out + 1, 4), "starts");
     terms.columns = buffer(columns).as<const int32_t>(product(count, 4), "columns");
@@ -100,7 +95,7 @@ CheckedTerms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span
   terms.right = buffer(right).as<const float>(product(product(rank, in), 4), "right");
   terms.shifts = shifts;
   terms.sums = buffer(sums).as<const float>(product(product(rows, shifts), 4), "sums");
-  return {terms, out, in};
+  return terms;
 }
 
 Coding make_coding(bool is_given, bool asymmetric, int64_t run, float low, float high, float steps, float clip,
@@ -193,11 +188,12 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call, const CheckedTerms* added) {
+void check(const Call& call, const Terms* terms) {
   require(call.ternary || call.weight, "a product needs a weight");
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
-  require(call.way != Way::lookup || call.tables, "lookups need tables");
-  require(!added || (added->out == call.out && added->in == call.in), "the terms belong to another weight");
+  require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
+          "lookups need tables, those of rows are of the same weight");
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
   const bool sums = call.way == Way::sums || call.way == Way::pairs;
@@ -211,17 +207,16 @@ void check(const Call& call, const CheckedTerms* added) {
   const int64_t run = call.coding->run;
   require(run >= call.in || run % call.block() == 0, "a scale of activations serves whole blocks");
   const int64_t runs = (call.in + run - 1) / run;
-  require(!call.coding->asymmetric || (added && added->terms.shifts == runs), "zero points need the sums of the weight");
+  require(!call.coding->asymmetric || (terms && terms->shifts == runs), "zero points need the sums of the weight");
 }
 
 Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-               const CheckedTables* tables, Span levels, const CheckedTerms* terms, const Coding* coding, Float type,
+               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
                int threads) {
   require(way >= 0 && way <= 7, "no such kernel");
   require(weight || ternary, "a product needs a weight");
-  if (weight && tables) tables->require_for(*weight);
-  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables ? &tables->tables : nullptr, {}, nullptr,
-            coding, nullptr, type, 0, 0, 0, checked_threads(threads)};
+  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, nullptr, coding, nullptr, type, 0, 0, 0,
+            checked_threads(threads)};
   call.in = ternary ? ternary->in : weight->in;
   call.out = ternary ? ternary->out : weight->out;
   check(call, terms);
@@ -250,8 +245,8 @@ void add_up(const Call& call, const Terms* terms, const Output& output) {
                          output, call.threads);
 }
 
-void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const CheckedTables* tables,
-         Span levels, const CheckedTerms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
+void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
+         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
          int threads) {
   const Float type = float_type(type_code);
   Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
@@ -263,7 +258,7 @@ void run(const Library& self, int way, const Weight* weight, const TernaryWeight
   if (given(bias)) output.bias = buffer(bias).as<const float>(4 * call.out, "bias");
   if (rows == 0) return;
   nb::gil_scoped_release release;
-  add_up(call, terms ? &terms->terms : nullptr, output);
+  add_up(call, terms, output);
 }
 
 // Positions of an image that one chunk of work takes.
@@ -299,7 +294,7 @@ Windows make_windows(const Call& call, std::tuple<int64_t, int64_t, int64_t, int
 
 // One group of a convolution: y[batch][outputs][positions], this group's outputs from `first_output`.
 void convolve(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-              const CheckedTables* tables, Span levels, const CheckedTerms* terms, const Coding* coding, Span x, int type_code,
+              const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
               std::tuple<int64_t, int64_t, int64_t, int64_t> images, int64_t first_channel, Pair kernel, Pair stride,
               Pair before, Pair dilation, Pair positions, Span y, int64_t outputs, int64_t first_output, Span bias,
               int threads) {
@@ -326,7 +321,7 @@ void convolve(const Library& self, int way, const Weight* weight, const TernaryW
     float* results = workspace.take<float>(one.rows * one.out);
     one.kernels.window_rows(windows, image, first, one.rows, rows);
     one.x = rows;
-    add_up(one, terms ? &terms->terms : nullptr, {results, Float::f32, added});
+    add_up(one, terms, {results, Float::f32, added});
     const int64_t place = (image * outputs + first_output) * space + first;
     one.kernels.rows_to_image(results, one.rows, one.out, space, place, type, target);
   });
@@ -335,17 +330,17 @@ void convolve(const Library& self, int way, const Weight* weight, const TernaryW
 }  // namespace
 
 void bind_product(nb::module_& module, LibraryClass& library) {
-  nb::class_<CheckedTables>(module, "ByteTables")
-      .def("__init__", [](CheckedTables* self, const Weight& weight, Span low, Span high, bool by_row, int offset,
-                          float step) { new (self) CheckedTables(make_tables(weight, low, high, by_row, offset, step)); });
+  nb::class_<ByteTables>(module, "ByteTables")
+      .def("__init__", [](ByteTables* self, const Weight& weight, Span low, Span high, bool by_row, int offset,
+                          float step) { new (self) ByteTables(make_tables(weight, low, high, by_row, offset, step)); });
   nb::class_<TernaryWeight>(module, "TernaryWeight")
       .def("__init__", [](TernaryWeight* self, int64_t out, int64_t in, Span codes, Span scale, int scale_type) {
         new (self) TernaryWeight(make_ternary(out, in, codes, scale, scale_type));
       });
-  nb::class_<CheckedTerms>(module, "Terms")
-      .def("__init__", [](CheckedTerms* self, int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count,
+  nb::class_<Terms>(module, "Terms")
+      .def("__init__", [](Terms* self, int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count,
                           int64_t rank, Span left, Span right, int64_t shifts, Span sums) {
-        new (self) CheckedTerms(make_terms(out, in, starts, columns, values, count, rank, left, right, shifts, sums));
+        new (self) Terms(make_terms(out, in, starts, columns, values, count, rank, left, right, shifts, sums));
       });
   nb::class_<Coding>(module, "Coding")
       .def("__init__", [](Coding* self, bool is_given, bool asymmetric, int64_t run, float low, float high, float steps,

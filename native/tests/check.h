@@ -68,7 +68,7 @@ Exact<T> copy_of(const Exact<T>& from) {
 void test_linear(const Kernels& kernels, Random& random, int turns);
 void test_bits(const Kernels& kernels, Random& random, int turns);
 void test_coded(const Kernels& kernels, Random& random, int turns);
-void test_variants(const Kernels& kernels, Random& random, int turns);
+void test_ways(const Kernels& kernels, Random& random, int turns);
 void test_counts(const Kernels& kernels, Random& random, int turns);
 void test_terms(const Kernels& kernels, Random& random, int turns);
 void test_hadamard(const Kernels& kernels, Random& random, int turns);

@@ -1,5 +1,5 @@
 // Products bit by bit and by tables of sums, which are exact in integers, against sums of what codes mean.
-#include "tests/variants.h"
+#include "tests/ways.h"
 
 namespace bw::test {
 namespace {

@@ -21,7 +21,7 @@ int main(int count, char** arguments) {
   size_t tables;
   const bw::Kernels* const* found = bw::available(&tables);
   const Part parts[] = {
-      {"linear", test_linear}, {"bits", test_bits},           {"coded", test_coded},       {"variants", test_variants},
+      {"linear", test_linear}, {"bits", test_bits},           {"coded", test_coded},       {"ways", test_ways},
       {"counts", test_counts}, {"terms", test_terms},         {"hadamard", test_hadamard}, {"sweep", test_sweep},
       {"rows", test_rows},     {"attention", test_attention}, {"decode", test_decode},     {"descent", test_descent},
       {"kmeans", test_kmeans}, {"probe", test_probe},

@@ -1,6 +1,6 @@
 // What is added to a product, and the windows of a convolution, against plain loops.
 #include "core/windows.h"
-#include "tests/variants.h"
+#include "tests/ways.h"
 
 #include <vector>
 

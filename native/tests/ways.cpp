@@ -1,5 +1,5 @@
 // Products by byte tables, in bf16 and with ternary digits, against sums of what codes and activations mean.
-#include "tests/variants.h"
+#include "tests/ways.h"
 
 #include <vector>
 
@@ -146,7 +146,7 @@ void ternary(const Kernels& kernels, Random& random, int threads) {
 
 }  // namespace
 
-void test_variants(const Kernels& kernels, Random& random, int turns) {
+void test_ways(const Kernels& kernels, Random& random, int turns) {
   for (int turn = 0; turn < turns; ++turn) {
     const int threads = static_cast<int>(random.number(1, 4));
     lookup(kernels, random, threads);
