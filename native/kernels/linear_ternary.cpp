@@ -6,7 +6,9 @@
 #include <cstring>
 
 #include "core/pool.h"
+#include "core/shares.h"
 #include "core/table.h"
+#include "kernels/ahead.h"
 #include "kernels/panel.h"
 #include "kernels/variants.h"
 
@@ -18,12 +20,16 @@ constexpr int kDeepest = TernaryWeight::kBlock / TernaryWeight::kInputs;  // vec
 constexpr int kSide = kLean ? 1 : kFieldsInPlace ? 4 : 2;                 // vectors side by side in registers
 
 // Sum of digit * x over `vectors` vectors, up to a block of them.
+template <bool far>
 inline I32x16 products(const uint8_t* w, const int8_t* x, int vectors) {
   I32x16 here[kSide], next[kSide];
   unroll<kSide>([&](auto s) { here[s] = zero_i32(), next[s] = zero_i32(); });
   const auto several = [&](int v, auto count) {
     U8x64 q[count];
-    unroll<count>([&](auto s) { q[s] = load_bytes(w + (v + s) * kVector); });
+    unroll<count>([&](auto s) {
+      q[s] = load_bytes(w + (v + s) * kVector);
+      ahead<far>(w + (v + s) * kVector);
+    });
     unroll<kDigits>([&](auto i) {
       unroll<count>([&](auto s) {
         const int8_t* four = x + (v + s) * TernaryWeight::kInputs + 4 * i;
@@ -73,13 +79,14 @@ int vectors_of_block(const TernaryWeight& weight, int64_t b) {
   return static_cast<int>(left < kDeepest ? left : kDeepest);
 }
 
+template <bool far>
 void one_row(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   const Weight plain = as_weight(weight);
   const TileScales scales(plain, tile);
   const uint8_t* w = weight.codes + tile * weight.vectors() * kVector;
   F32x16 sum = zero_f32();
   for (int64_t b = 0; b < weight.blocks(); ++b) {
-    const I32x16 total = products(w + b * kDeepest * kVector, x.codes + b * x.block, vectors_of_block(weight, b));
+    const I32x16 total = products<far>(w + b * kDeepest * kVector, x.codes + b * x.block, vectors_of_block(weight, b));
     sum = fma(splat(x.scale[b]), centred(scales, total, x.sums[b]), sum);
   }
   write(y, weight.out, 0, tile, mul(sum, scales.scale(0)));
@@ -116,8 +123,11 @@ void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const O
     parallel_for(threads, tiles, [&](int64_t tile, int) { many_rows(weight, x, y, tile); });
     return;
   }
-  parallel_for(threads, (tiles + 3) / 4, [&](int64_t chunk, int) {
-    for (int64_t tile = 4 * chunk; tile < 4 * chunk + 4 && tile < tiles; ++tile) one_row(weight, x, y, tile);
+  const Shares shares(tiles, 4, threads);
+  with_ahead([&](auto far) {
+    parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+      for (int64_t tile = shares.first(chunk); tile < shares.last(chunk); ++tile) one_row<far>(weight, x, y, tile);
+    });
   });
 }
 
