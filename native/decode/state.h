@@ -19,7 +19,9 @@ class State {
   // Reads `count` tokens behind the others; logits[vocabulary] after the last of them. All ids are below the
   // vocabulary, and they fit the context. Results do not depend on the number of threads.
   void read(const int64_t* ids, int64_t count, float* logits, int threads);
+  // Keeps the first tokens; a cache that is not plain keeps all or none.
   void crop(int64_t tokens);
+  bool plain() const { return form_.plain(); }
   int64_t tokens() const { return tokens_; }
   int64_t bytes() const;
 

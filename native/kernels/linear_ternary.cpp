@@ -119,6 +119,7 @@ void many_rows(const TernaryWeight& weight, const QuantizedRows& x, const Output
 
 void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads) {
   const int64_t tiles = weight.tiles();
+  if (x.rows == 0) return;
   if (x.rows > 1) {
     parallel_for(threads, tiles, [&](int64_t tile, int) { many_rows(weight, x, y, tile); });
     return;
