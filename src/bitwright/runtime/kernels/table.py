@@ -19,6 +19,7 @@ from bitwright.runtime.kernels.linear import reference as linear_reference
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
 from bitwright.runtime.kernels.linear import variants as linear_variants
+from bitwright.runtime.kernels.linear import vectors as linear_vectors
 
 REFERENCE = Table(
     (
@@ -43,6 +44,7 @@ TABLE = REFERENCE.with_kernels(
     linear_triton_scaled.KERNEL,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
+    *linear_vectors.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,
