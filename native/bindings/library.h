@@ -22,5 +22,6 @@ void bind_sweep(nanobind::module_& module, LibraryClass& library);
 void bind_product(nanobind::module_& module, LibraryClass& library);
 void bind_decode(nanobind::module_& module);
 void bind_probe(LibraryClass& library);
+void bind_trellis(nanobind::module_& module, LibraryClass& library);
 
 }  // namespace bw
