@@ -12,7 +12,7 @@ from torch import Tensor
 from bitwright.formats import Codes, FlatBlock, Format, Scale
 from bitwright.formats.layout import AxisLayout, Layout
 from bitwright.formats.tables import CodebookGrid, middles_below
-from bitwright.stages.lowered import Affine, Levels, ScaledTile, TableTile, Tile, lower
+from bitwright.stages.lowered import Form, ScaledTile, TableTile, Tile, lower
 from bitwright.stages.quantizer import RangeEstimator
 from bitwright.statistics.blocks import BlockMoment
 
@@ -61,7 +61,7 @@ class BoundQuantizer:
         self._taken: Tensor | None = None
         self.codebook = None if codebook is None else codebook.to(torch.float16)
         self._tables = None if self.codebook is None else self.codebook.float().flatten(0, 1)
-        self._form: Affine | Levels | None = None if self.learned else lower(format.grid)
+        self._form: Form | None = None if self.learned else lower(format.grid)
         self._stored: Scale | None = None
         self._expanded: tuple[Tensor, Tensor | None] | None = None
         self._rows: tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None] | None = None
@@ -212,7 +212,7 @@ class BoundQuantizer:
     # -- what compiled sweeps read ------------------------------------------------------------------------------
 
     @property
-    def form(self) -> Affine | Levels | None:
+    def form(self) -> Form | None:
         """The plain form of the grid, ``None`` for learned tables."""
         return self._form
 

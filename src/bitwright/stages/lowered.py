@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bitwright.formats import CodebookGrid, IntGrid
+from bitwright.formats import AdditiveGrid, CodebookGrid, IntGrid
 from bitwright.formats.format import AnyGrid
 from bitwright.formats.tables import middles_below
 
@@ -51,14 +51,30 @@ class Levels:
         torch.index_select(self.levels, 0, place.view(-1), out=out.view(-1))
 
 
-def lower(grid: AnyGrid) -> Affine | Levels:
-    """Return the affine or table form of ``grid``; it rounds as ``grid.round`` does, ties included.
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Points of vectors: the last axis is rounded in whole spans."""
+
+    grid: AnyGrid
+
+    def round_(self, x: Tensor, out: Tensor) -> None:
+        """Write the points nearest to ``x[..., n]`` to ``out`` (of the same shape), in units of the scale."""
+        out.copy_(self.grid.round(x))
+
+
+Form = Affine | Levels | Spans
+
+
+def lower(grid: AnyGrid) -> Form:
+    """Return the affine, table or vector form of ``grid``; it rounds as ``grid.round`` does, ties included.
 
     Raises:
         ValueError: for a learned codebook, which is no property of the grid.
     """
-    if isinstance(grid, CodebookGrid):
+    if isinstance(grid, CodebookGrid | AdditiveGrid):
         raise ValueError("a learned codebook has no fixed levels")
+    if grid.span > 1:
+        return Spans(grid)
     if isinstance(grid, IntGrid):
         return Affine(grid.min_level, grid.max_level)
     levels = grid.levels()
@@ -85,9 +101,7 @@ class ScaledTile:
     ``form`` is what :func:`lower` makes of ``grid``; ``scale`` and ``zero`` hold one tensor ``[out or 1]`` per column.
     """
 
-    def __init__(
-        self, grid: AnyGrid, form: Affine | Levels, scale: list[Tensor], zero: list[Tensor] | None, out: int
-    ) -> None:
+    def __init__(self, grid: AnyGrid, form: Form, scale: list[Tensor], zero: list[Tensor] | None, out: int) -> None:
         self._grid = grid
         self._form = form
         self._scaled = torch.empty(len(scale), out)
