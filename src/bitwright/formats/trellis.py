@@ -2,19 +2,21 @@
 
 A run of ``span`` weights of one row is coded by ``bits`` bits each. The *state* of a weight is made of the last
 ``state_bits`` bits of codes up to its own, the newest lowest; before the first code of a run stands the last one (a
-tail-biting bitshift trellis), so no start is stored. What a state means is computed from it: a linear congruence makes a
-pseudo-random word, and a few instructions a number that is close to normal. So 2^16 levels need no table, and every
+tail-biting bitshift trellis), so no start is stored. What a state means is computed from it: a linear congruence makes
+a pseudo-random word, and a few instructions a number that is close to normal. So 2^16 levels need no table, and every
 weight decodes by itself.
 
-QTIP codes tiles of 16 x 16 weights, whose rows and columns its GPU products multiply together. Here a run lies along the
-input of one row: a product on a processor then decodes 16 rows side by side, second-order rounding sees whole columns of
-one row, and a scale belongs to a row. Of a random matrix both runs are the same 256 numbers.
+QTIP codes tiles of 16 x 16 weights, whose rows and columns its GPU products multiply together. Here a run lies along
+the input of one row: a product on a processor then decodes 16 rows side by side, a scale belongs to a row, and
+second-order rounding feeds back what a run missed to the 256 columns after it instead of to the next 16. Of a random
+matrix both runs are the same 256 numbers.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +35,8 @@ _MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class Trellis:
-    """A bitshift trellis with a computed code.
+class TrellisGrid:
+    """A bitshift trellis with a computed code (text ``trellis2``, ``trellis3-3inst``).
 
     Args:
         bits: of a code, 1 to 4.
@@ -62,6 +64,35 @@ class Trellis:
         if self.span * self.bits < self.state_bits or self.span > 1 << 16:
             raise InputError(f"a run of {self.span} codes does not hold {self.state_bits} bits; take a longer one")
 
+    @property
+    def kind(self) -> str:
+        return "trellis"
+
+    @property
+    def text(self) -> str:
+        """``trellis2``, and what differs from 1MAD, 16 bits of state and runs of 256: ``trellis2-3inst-l12-t128``."""
+        words = [f"trellis{self.bits}"]
+        words += [self.code] if self.code != CODES[0] else []
+        words += [f"l{self.state_bits}"] if self.state_bits != STATE_BITS else []
+        words += [f"t{self.span}"] if self.span != SPAN else []
+        return "-".join(words)
+
+    @property
+    def affine(self) -> bool:
+        return False
+
+    @property
+    def max_level(self) -> float:
+        """The largest level of any state."""
+        return float(self.values().max())
+
+    @property
+    def min_level(self) -> float:
+        return float(self.values().min())
+
+    def levels(self) -> Tensor:
+        raise InputError(f"a code of {self.text} has no level of its own; see TrellisGrid.values for those of states")
+
     def numbers(self) -> Tensor:
         """Return float64 ``[2^state_bits]``: what the code computes of every state, before it is normalised."""
         states = torch.arange(1 << self.state_bits)
@@ -88,8 +119,11 @@ class Trellis:
         states = self.states(codes)
         return self.values().to(codes.device).index_select(0, states.view(-1)).view(codes.shape)
 
+    def round(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
     def encode(self, x: Tensor, importance: Tensor | None = None, around: int | None = None) -> Tensor:
-        """Return uint8 codes of ``x[rows, n * span]`` by the compiled search, or by :func:`viterbi` without one.
+        """Return uint8 codes of ``x[..., n * span]`` by the compiled search, or by :func:`viterbi` without one.
 
         ``importance`` (``[n * span]``, positive) weighs the squared errors of a column. ``around``: columns on each
         side of the seam between a run's end and its beginning that choose the bits across it (by default half a run:
@@ -139,20 +173,20 @@ def _three_inst(states: Tensor) -> Tensor:
 
 
 @functools.cache
-def _normal(trellis: Trellis) -> tuple[float, float]:
+def _normal(trellis: TrellisGrid) -> tuple[float, float]:
     numbers = trellis.numbers()
     mean = float(numbers.mean())
     return mean, math.sqrt(float((numbers - mean).square().mean()))
 
 
 @functools.cache
-def _values(trellis: Trellis) -> Tensor:
+def _values(trellis: TrellisGrid) -> Tensor:
     mean, deviation = trellis.normal()
     return ((trellis.numbers() - mean) / deviation).to(torch.float32)
 
 
-def viterbi(trellis: Trellis, x: Tensor, importance: Tensor | None = None, around: int | None = None) -> Tensor:
-    """Return uint8 codes of float32 ``x[rows, n * span]``: the definition of the compiled search, equal in every code.
+def viterbi(trellis: TrellisGrid, x: Tensor, importance: Tensor | None = None, around: int | None = None) -> Tensor:
+    """Return uint8 codes of float32 ``x[..., n * span]``: the definition of the compiled search, equal in every code.
 
     Two passes of Viterbi's algorithm (algorithm 4): the first over ``2 * around`` columns with the run's seam in
     their middle, free at both ends; the bits that its best path carries across the seam then bind both ends of the
@@ -173,7 +207,7 @@ def viterbi(trellis: Trellis, x: Tensor, importance: Tensor | None = None, aroun
     return _backward(trellis, place, choices)[1].view(x.shape)
 
 
-def _forward(trellis: Trellis, x: Tensor, weights: Tensor, worth: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _forward(trellis: TrellisGrid, x: Tensor, weights: Tensor, worth: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return the least cost of every place after the last column, and each column's choice of the dropped bits."""
     values, choices = trellis.values(), []
     for column in range(x.shape[1]):
@@ -186,7 +220,7 @@ def _forward(trellis: Trellis, x: Tensor, weights: Tensor, worth: Tensor) -> tup
     return worth, choices
 
 
-def _backward(trellis: Trellis, place: Tensor, choices: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _backward(trellis: TrellisGrid, place: Tensor, choices: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Follow the best path back: the place before the first of these columns, and the codes."""
     codes = []
     for choice in reversed(choices):
@@ -210,3 +244,16 @@ def _fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     exact = (error == 0) | ~torch.isfinite(total) | (bits & 1 == 1)
     towards = torch.where((error > 0) == (total > 0), 1, -1)
     return torch.where(exact, bits, bits + towards).view(torch.float64).to(torch.float32)
+
+
+def trellis_grid(word: str) -> TrellisGrid:
+    """Return the grid of a word such as ``trellis2`` or ``trellis2-3inst-l12-t128``; ``text`` is the inverse.
+
+    Raises:
+        InputError: a word that names none.
+    """
+    match = re.fullmatch(r"trellis([0-9]{1,3})(?:-(1mad|3inst))?(?:-l([0-9]{1,3}))?(?:-t([0-9]{1,6}))?", word)
+    if match is None:
+        raise InputError(f"{word!r} is no trellis; write e.g. trellis2, trellis3-3inst or trellis2-l12-t128")
+    bits, code, state_bits, span = match.groups()
+    return TrellisGrid(int(bits), code or CODES[0], int(state_bits or STATE_BITS), int(span or SPAN))
