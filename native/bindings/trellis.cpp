@@ -79,8 +79,7 @@ TrellisWeight make_weight(int64_t out, int64_t in, int span, int bits, int state
   weight.scale = weight.scale_type == Float::f32
                      ? static_cast<const void*>(elements<const float>(scale, scales, "scale"))
                      : elements<const uint16_t>(scale, scales, "scale");
-  weight.codes =
-      elements<const uint32_t>(codes, product(weight.tiles() * kRows, in / kTrellisRun * bits), "codes");
+  weight.codes = elements<const uint32_t>(codes, product(weight.tiles() * kRows, in / kTrellisRun * bits), "codes");
   return weight;
 }
 
@@ -91,8 +90,8 @@ void linear(const Library& self, const TrellisWeight& weight, Span x, int type_c
   const Float type = static_cast<Float>(type_code);
   const int64_t inputs = product(rows, weight.in), outputs = product(rows, weight.out);
   const bool wide = type == Float::f32;
-  const void* input = wide ? static_cast<const void*>(elements<const float>(x, inputs, "x"))
-                           : elements<const uint16_t>(x, inputs, "x");
+  const void* input =
+      wide ? static_cast<const void*>(elements<const float>(x, inputs, "x")) : elements<const uint16_t>(x, inputs, "x");
   Output output;
   output.type = type;
   output.y = wide ? static_cast<void*>(elements<float>(y, outputs, "y")) : elements<uint16_t>(y, outputs, "y");
@@ -111,10 +110,9 @@ void linear(const Library& self, const TrellisWeight& weight, Span x, int type_c
   const auto codes = scratch<int8_t>(inputs);
   const auto scale = scratch<float>(places);
   const auto sums = scratch<int32_t>(places);
-  self.kernels->quantize_rows(input, type, rows, weight.in, weight.span, codes.get(), scale.get(), sums.get(),
-                              threads);
-  self.kernels->trellis_int8(weight, {rows, weight.span, weight.blocks(), codes.get(), scale.get(), sums.get()},
-                             output, threads);
+  self.kernels->quantize_rows(input, type, rows, weight.in, weight.span, codes.get(), scale.get(), sums.get(), threads);
+  self.kernels->trellis_int8(weight, {rows, weight.span, weight.blocks(), codes.get(), scale.get(), sums.get()}, output,
+                             threads);
 }
 
 }  // namespace
@@ -123,8 +121,8 @@ void bind_trellis(nb::module_& module, LibraryClass& library) {
   nb::class_<TrellisWeight>(module, "TrellisWeight", "A view of packed trellis codes; the caller keeps the buffers.")
       .def("__init__", [](TrellisWeight* self, int64_t out, int64_t in, int span, int bits, int state_bits, int code,
                           int64_t blocks_per_scale, Span codes, Span scale, int scale_type, float offset) {
-        new (self) TrellisWeight(make_weight(out, in, span, bits, state_bits, code, blocks_per_scale, codes, scale,
-                                             scale_type, offset));
+        new (self) TrellisWeight(
+            make_weight(out, in, span, bits, state_bits, code, blocks_per_scale, codes, scale, scale_type, offset));
       });
   library.def("trellis_search", search);
   library.def("trellis_pack", pack);

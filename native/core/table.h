@@ -92,7 +92,8 @@ struct Kernels {
   // y = main + terms + bias, main[rows][out].
   void (*add_terms)(const Terms&, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
                     const Output&, int threads);
-  // Windows first .. first + count - 1 of an image as rows[count][inputs]; rows[count][out] into y[place + o * positions
+  // Windows first .. first + count - 1 of an image as rows[count][inputs]; rows[count][out] into y[place + o *
+  // positions
   // + p].
   void (*window_rows)(const Windows&, int64_t image, int64_t first, int64_t count, float* rows);
   void (*rows_to_image)(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,
@@ -129,8 +130,8 @@ struct Kernels {
 // The tables of this build that the processor can run, the fastest first; ends with scalar.
 const Kernels* const* available(size_t* count);
 
-#define BW_TABLE(isa) \
-  namespace isa {     \
+#define BW_TABLE(isa)     \
+  namespace isa {         \
   const Kernels& table(); \
   }
 BW_TABLE(avx512)

@@ -11,13 +11,13 @@
 
 namespace bw {
 
-constexpr int kTrellisRun = 32;       // columns whose codes fill k whole words
+constexpr int kTrellisRun = 32;        // columns whose codes fill k whole words
 constexpr int kTrellisMostState = 16;  // most bits of a state
 constexpr int kTrellisMostSpan = 256;  // most columns of a block of a product
 
 struct TrellisSearch {
   int64_t rows = 0;
-  int64_t columns = 0;                // whole blocks
+  int64_t columns = 0;  // whole blocks
   int64_t span = 0;
   int bits = 0;                       // k: 1 to 4
   int state_bits = 0;                 // L: at least 2 k and k + 4
@@ -49,7 +49,7 @@ struct TrellisWeight {
   int64_t groups = 1;
   Float scale_type = Float::f32;
   float offset = 0;
-  const void* scale = nullptr;      // [tiles][groups][16]
+  const void* scale = nullptr;  // [tiles][groups][16]
   // [tiles][blocks][span / 32][k][16]: a run's codes are one string of bits, the first code in the highest bits of the
   // first word; rows lie side by side.
   const uint32_t* codes = nullptr;

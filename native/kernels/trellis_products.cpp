@@ -1,5 +1,6 @@
-// Products with trellis-coded weights. Every column is decoded from the bits before it, 16 rows at a time; a 1MAD weight
-// times an 8-bit activation is one dot product of the four bytes with the activation four times, exact in integers.
+// Products with trellis-coded weights. Every column is decoded from the bits before it, 16 rows at a time; a 1MAD
+// weight times an 8-bit activation is one dot product of the four bytes with the activation four times, exact in
+// integers.
 #include <cstring>
 
 #include "core/pool.h"
@@ -83,9 +84,8 @@ void decoded_floats(const TrellisWeight& weight, const FloatRows& x, const float
     const F32x16 n = load(numbers + column * kRows);
     unroll<rows>([&](auto r) { here[r] = fma(n, splat(values[r * x.block + column]), here[r]); });
   }
-  unroll<rows>([&](auto r) {
-    add_block(sums + (first + r) * kRows, scale, here[r], weight.offset, x.sums[place + r]);
-  });
+  unroll<rows>(
+      [&](auto r) { add_block(sums + (first + r) * kRows, scale, here[r], weight.offset, x.sums[place + r]); });
 }
 
 template <int k, class Code>
@@ -118,8 +118,8 @@ void float_tile(const TrellisWeight& weight, const FloatRows& x, const Output& y
 }
 
 // Products in integers of a block: sums of bytes times activations, minus 510 times the sum of the activations.
-inline void add_integers(float* sums, const TrellisWeight& weight, const QuantizedRows& x, int64_t place,
-                         F32x16 scale, I32x16 total) {
+inline void add_integers(float* sums, const TrellisWeight& weight, const QuantizedRows& x, int64_t place, F32x16 scale,
+                         I32x16 total) {
   const F32x16 centred = to_f32(sub(total, splat_i32(510 * x.sums[place])));
   add_block(sums, mul(scale, splat(x.scale[place])), centred, weight.offset, static_cast<float>(x.sums[place]));
 }
@@ -192,10 +192,9 @@ void int8_tile(const TrellisWeight& weight, const QuantizedRows& x, const int8_t
     }
     decode_bytes<k>(weight, tile, b, low, high);
     const int64_t place = b * x.rows;
-    panel<true, 127>({low, high, weight.span / 4}, x.codes + place * x.block, x.block, x.rows,
-                     [&](int64_t row, I32x16 total) {
-                       add_integers(sums + row * kRows, weight, x, place + row, scale, total);
-                     });
+    panel<true, 127>(
+        {low, high, weight.span / 4}, x.codes + place * x.block, x.block, x.rows,
+        [&](int64_t row, I32x16 total) { add_integers(sums + row * kRows, weight, x, place + row, scale, total); });
   }
   for (int64_t row = 0; row < x.rows; ++row) write(y, weight.out, row, tile, load(sums + row * kRows));
 }

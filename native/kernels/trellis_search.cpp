@@ -29,9 +29,8 @@ inline F32x16 least(const Cost& cost, LaneMask* masks) {
     const F32x16 a = least<depth - 1, first>(cost, lower);
     const F32x16 b = least<depth - 1, first + (1 << (depth - 1))>(cost, upper);
     const LaneMask top = less_lanes(b, a);
-    unroll<depth - 1>([&](auto j) {
-      masks[j] = static_cast<LaneMask>((upper[j] & top) | (lower[j] & static_cast<LaneMask>(~top)));
-    });
+    unroll<depth - 1>(
+        [&](auto j) { masks[j] = static_cast<LaneMask>((upper[j] & top) | (lower[j] & static_cast<LaneMask>(~top))); });
     masks[depth - 1] = top;
     return min(b, a);
   }
@@ -61,7 +60,11 @@ template <int k>
 class Block {
  public:
   Block(const TrellisSearch& search, const float* x, const float* importance, float* worth, uint16_t* choices)
-      : search_(search), x_(x), importance_(importance), before_(worth), after_(worth + search.kept()),
+      : search_(search),
+        x_(x),
+        importance_(importance),
+        before_(worth),
+        after_(worth + search.kept()),
         choices_(choices) {}
 
   void solve(uint8_t* codes) {

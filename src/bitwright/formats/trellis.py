@@ -32,6 +32,7 @@ STATE_BITS = 16
 SPAN = 256
 
 _MASK = 0xFFFFFFFF
+_FAR = 1024.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class TrellisGrid:
 
         ``importance`` (``[n * span]``, positive) weighs the squared errors of a column. ``around``: columns on each
         side of the seam between a run's end and its beginning that choose the bits across it (by default half a run:
-        the paper's algorithm 4).
+        the paper's algorithm 4). Values beyond +-1024 count as +-1024, so that sums of squares stay exact enough.
 
         Raises:
             InputError: NaN or Inf in ``x``, or columns that are no whole runs.
@@ -138,6 +139,7 @@ class TrellisGrid:
         if not bool(torch.isfinite(x).all()) or (weight is not None and not bool((weight >= 0).all())):
             raise InputError("trellis codes are sought for finite values and importances that are not negative")
         around = self._around(around)
+        x = x.clamp(-_FAR, _FAR)
         found = search(x, self.values(), self.bits, self.state_bits, self.span, around, weight)
         return viterbi(self, x, weight, around) if found is None else found
 
