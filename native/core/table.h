@@ -13,6 +13,7 @@
 #include "core/sweep.h"
 #include "core/trellis.h"
 #include "core/variants.h"
+#include "core/vectors.h"
 #include "core/weight.h"
 #include "core/windows.h"
 
@@ -119,6 +120,16 @@ struct Kernels {
   // The outputs [first, last) of y[rows][out] = x W^T + bias for a float matrix.
   void (*linear_dense)(const Dense&, const float* x, int64_t rows, float* y, int64_t first, int64_t last);
   void (*attend)(const Attend&);
+
+  // -- vectors: codes of several weights (core/vectors.h) --------------------------------------------------------
+  // Indices[count][books] of the entries whose sums are near x[count][span], and codes of the nearest points of E8P.
+  void (*beam_search)(const Books&, const float* x, int64_t count, int32_t* index, int threads);
+  void (*nearest_e8p)(const BasePoints&, const float* x, int64_t count, int32_t* codes, int threads);
+  // Products; every 32 inputs of the activations are exchanged (exchange_spans).
+  void (*lattice_int8)(const Weight&, const LatticeTables&, const QuantizedRows&, const Output&, int threads);
+  void (*lattice_float)(const Weight&, const LatticeTables&, const FloatRows&, const Output&, int threads);
+  // x[rows][in] as it is.
+  void (*additive_float)(const AdditiveWeight&, const void* x, Float type, int64_t rows, const Output&, int threads);
 
   // -- probes ---------------------------------------------------------------------------------------------------
   // Reads every whole half mebibyte of the data; what comes back has no meaning.

@@ -11,6 +11,7 @@
 #include "kernels/sweep.h"
 #include "kernels/trellis.h"
 #include "kernels/variants.h"
+#include "kernels/vectors.h"
 
 namespace bw::BW_ISA {
 
@@ -58,6 +59,11 @@ const Kernels& table() {
       .cap_row = cap_row,
       .linear_dense = linear_dense,
       .attend = attend,
+      .beam_search = beam_search,
+      .nearest_e8p = nearest_e8p,
+      .lattice_int8 = lattice_int8,
+      .lattice_float = lattice_float,
+      .additive_float = additive_float,
       .read_all = read_all,
       .multiply_bytes = multiply_bytes,
   };

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitwright.native import vectors as compiled
+
 _CANDIDATES = 1 << 20
 """Scores that are held at once."""
 
@@ -40,8 +42,15 @@ def beam_search(x: Tensor, books: Tensor, beam: int = 1) -> Tensor:
     other); candidates are ordered by gain, then by the place of the extended sum, then by the index of the entry. With
     one codebook the result is the nearest entry, with ``beam`` of 1 the greedy one.
     """
-    x, books = x.to(torch.float32).clamp(-_FAR, _FAR), books.to(torch.float32)
+    x, books = x.to(torch.float32), books.to(torch.float32)
     half = half_norms(books)
+    found = compiled.beam_search(x, books, half, beam)
+    return plain_beam_search(x, books, half, beam) if found is None else found
+
+
+def plain_beam_search(x: Tensor, books: Tensor, half: Tensor, beam: int) -> Tensor:
+    """The definition of :func:`beam_search`."""
+    x = x.clamp(-_FAR, _FAR)
     step = max(1, _CANDIDATES // (books.shape[1] * beam))
     parts = [_beam_of(part, books, half, beam) for part in x.split(step)]
     return torch.cat(parts) if parts else torch.empty(0, len(books), dtype=torch.int32)
@@ -78,14 +87,21 @@ def nearest_e8p(x: Tensor, base: Tensor) -> Tensor:
     first of equals) takes the other sign. The gain is ``sum_j |y_j| a_j - |a|^2 / 2``, less twice that smallest product
     where a sign was given up, plus ``s sum_j x_j``, which is what the shift changes in the distance.
     """
-    x = x.to(torch.float32).clamp(-_FAR, _FAR)
-    step = _CANDIDATES // (2 * len(base))
-    parts = [_e8p_of(part, base.to(torch.float32)) for part in x.split(step)]
+    x, base = x.to(torch.float32), base.to(torch.float32)
+    half = half_norms(base)
+    found = compiled.nearest_e8p(x, base, half)
+    return plain_nearest_e8p(x, base, half) if found is None else found
+
+
+def plain_nearest_e8p(x: Tensor, base: Tensor, half: Tensor) -> Tensor:
+    """The definition of :func:`nearest_e8p`."""
+    x = x.clamp(-_FAR, _FAR)
+    parts = [_e8p_of(part, base, half) for part in x.split(_CANDIDATES // (2 * len(base)))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
 
 
-def _e8p_of(x: Tensor, base: Tensor) -> Tensor:
-    size, half = base.abs(), half_norms(base)
+def _e8p_of(x: Tensor, base: Tensor, half: Tensor) -> Tensor:
+    size = base.abs()
     negative = base < 0
     total = x[:, 0]
     for column in range(1, x.shape[1]):

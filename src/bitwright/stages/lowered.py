@@ -53,13 +53,26 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Points of vectors: the last axis is rounded in whole spans."""
+    """Points of vectors: the last axis is rounded in whole spans; ``codebook``: that of a learned grid."""
 
     grid: AnyGrid
+    codebook: Tensor | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the uint8 codes of ``x[..., n]``, in units of the scale."""
+        if isinstance(self.grid, AdditiveGrid) and self.codebook is not None:
+            return self.grid.encode_with(x, self.codebook)
+        return self.grid.encode(x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the fp32 values of ``codes[..., n]``, in units of the scale."""
+        if isinstance(self.grid, AdditiveGrid) and self.codebook is not None:
+            return self.grid.decode_with(codes, self.codebook)
+        return self.grid.decode(codes)
 
     def round_(self, x: Tensor, out: Tensor) -> None:
         """Write the points nearest to ``x[..., n]`` to ``out`` (of the same shape), in units of the scale."""
-        out.copy_(self.grid.round(x))
+        out.copy_(self.decode(self.encode(x)))
 
 
 Form = Affine | Levels | Spans
@@ -89,7 +102,10 @@ class Tile(Protocol):
     """A run of columns that is about to be rounded."""
 
     def round(self, index: int, x: Tensor, out: Tensor) -> None:
-        """Round column ``index`` of the run, ``x[out]``, and write its dequantized values to ``out``."""
+        """Round column ``index`` of the run, ``x[out]``, and write its dequantized values to ``out``.
+
+        Of vectors all columns of the span that begins at ``index``, ``x[span, out]`` and ``out`` likewise.
+        """
 
     def codes(self) -> Tensor:
         """Return the uint8 codes ``[columns, out]`` once every column was rounded."""
@@ -148,6 +164,26 @@ class TableTile:
         place = torch.searchsorted(borders, x.unsqueeze(1).contiguous())
         self._codes[index] = place.squeeze(1)
         out.copy_(table.gather(1, place).squeeze(1))
+
+    def codes(self) -> Tensor:
+        """See :class:`Tile`."""
+        return self._codes
+
+
+class SpanTile:
+    """Columns that are rounded in whole spans; ``scale`` holds one tensor ``[out or 1]`` per column."""
+
+    def __init__(self, form: Spans, scale: list[Tensor], out: int) -> None:
+        self._form = form
+        self._scale = scale
+        self._codes = torch.zeros(len(scale), out, dtype=torch.uint8)
+
+    def round(self, index: int, x: Tensor, out: Tensor) -> None:
+        """See :class:`Tile`."""
+        scale = self._scale[index]
+        codes = self._form.encode((x / scale).t().contiguous())
+        self._codes[index : index + len(x)] = codes.t()
+        torch.mul(self._form.decode(codes).t(), scale, out=out)
 
     def codes(self) -> Tensor:
         """See :class:`Tile`."""
