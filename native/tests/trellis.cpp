@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/half.h"
 #include "core/trellis.h"
 #include "tests/check.h"
 
