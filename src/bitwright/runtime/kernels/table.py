@@ -20,6 +20,7 @@ from bitwright.runtime.kernels.linear import trellis as linear_trellis
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
 from bitwright.runtime.kernels.linear import variants as linear_variants
+from bitwright.runtime.kernels.linear import vectors as linear_vectors
 
 REFERENCE = Table(
     (
@@ -45,6 +46,7 @@ TABLE = REFERENCE.with_kernels(
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
     *linear_trellis.KERNELS,
+    *linear_vectors.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,
