@@ -2,9 +2,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 #include "bindings/checks.h"
 #include "bindings/library.h"
@@ -173,7 +175,8 @@ float number(float value) {
 }
 
 // One layer. integers: norm, query norm, key norm, rotary, window, output, output norm, feed norm, gated, activation,
-// down, down norm. floats: scale, cap, factor of attention, factor of the feed part. places: query, key, value, gate, up.
+// down, down norm. floats: scale, cap, factor of attention, factor of the feed part. places: query, key, value, gate,
+// up.
 void layer(Built& self, const std::vector<int>& qkv, const std::vector<int>& feed,
            const std::vector<std::tuple<int, int64_t>>& places, const std::vector<int64_t>& integers,
            const std::vector<float>& floats) {
@@ -237,18 +240,20 @@ struct Reader {
 // One call of a reader; a second thread is refused instead of let in.
 class Turn {
  public:
-  explicit Turn(Reader& reader) : reader_(reader) {
+  explicit Turn(Reader& reader) : reader_(&reader) {
     require(!reader.busy.exchange(true), "a sequence is read by one thread at a time");
   }
-  Turn(const Turn&) = delete;
-  ~Turn() { reader_.busy = false; }
+  Turn(Turn&& other) noexcept : reader_(std::exchange(other.reader_, nullptr)) {}
+  ~Turn() {
+    if (reader_) reader_->busy = false;
+  }
 
  private:
-  Reader& reader_;
+  Reader* reader_;
 };
 
-// A side of a cache: bits, across, group, signed, narrow, with a zero, the zero is a code, type of the zero, type of the
-// scale; bits of 0 are floats.
+// A side of a cache: bits, across, group, signed, narrow, with a zero, the zero is a code, type of the zero, type of
+// the scale; bits of 0 are floats.
 StateCoding coding(const std::vector<int64_t>& all, float clip, int64_t head_dim) {
   if (all.empty()) return {};
   require(all.size() == 9, "a coding has other parts");
@@ -307,6 +312,32 @@ void read(Reader& self, Span ids, Span logits, int threads) {
   self.state.read(tokens, count, target, threads);
 }
 
+constexpr size_t kMostReaders = 64;
+
+// One token behind each of several sequences: ids[readers], logits[readers][vocabulary].
+void read_together(const std::vector<Reader*>& readers, Span ids, Span logits, int threads) {
+  require(!readers.empty() && readers.size() <= kMostReaders, "1 to 64 sequences take a step together");
+  const auto count = static_cast<int64_t>(readers.size());
+  for (const Reader* reader : readers) require(reader, "a sequence is missing");
+  const Network& network = readers[0]->built->network;
+  const auto* tokens = buffer(ids).as<const int64_t>(product(count, 8), "ids");
+  auto* target = buffer(logits).as<float>(product(product(count, network.vocabulary), 4), "logits");
+  checked_threads(threads);
+  std::vector<State*> states;
+  std::vector<Turn> turns;
+  for (size_t i = 0; i < readers.size(); ++i) {
+    Reader* reader = readers[i];
+    require(reader->built == readers[0]->built, "the sequences are of different networks");
+    require(std::find(states.begin(), states.end(), &reader->state) == states.end(), "a sequence is named twice");
+    require(reader->state.tokens() < network.context, "the tokens do not fit the context");
+    require(tokens[i] >= 0 && tokens[i] < network.vocabulary, "a token is not in the vocabulary");
+    states.push_back(&reader->state);
+    turns.emplace_back(*reader);
+  }
+  nb::gil_scoped_release release;
+  State::step(states.data(), count, tokens, target, threads);
+}
+
 }  // namespace
 
 void bind_decode(nb::module_& module) {
@@ -322,14 +353,15 @@ void bind_decode(nb::module_& module) {
       .def("layer", layer)
       .def("finish", finish);
   nb::class_<Reader>(module, "Reader", "One sequence that a network reads; used by one thread at a time.")
-      .def("__init__",
-           [](Reader* self, const Built& built, int type, const std::vector<int64_t>& keys,
-              const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
-             require(built.finished, "the network is not finished");
-             const CacheForm form = cache_form(built.network, type, keys, values, clips, window);
-             new (self) Reader{&built, State(built.network, *built.kernels, form)};
-           },
-           nb::keep_alive<1, 2>())
+      .def(
+          "__init__",
+          [](Reader* self, const Built& built, int type, const std::vector<int64_t>& keys,
+             const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
+            require(built.finished, "the network is not finished");
+            const CacheForm form = cache_form(built.network, type, keys, values, clips, window);
+            new (self) Reader{&built, State(built.network, *built.kernels, form)};
+          },
+          nb::keep_alive<1, 2>())
       .def("read", read)
       .def("crop", [](Reader& self, int64_t tokens) {
         const Turn turn(self);
@@ -343,6 +375,7 @@ void bind_decode(nb::module_& module) {
         const Turn turn(self);
         return self.state.bytes();
       });
+  module.def("read_together", read_together, "One token behind each of several sequences of one network.");
 }
 
 }  // namespace bw
