@@ -118,12 +118,10 @@ def test_a_small_model_compiles_to_one_graph(small: Small) -> None:
 def test_a_small_model_is_exported(small: Small) -> None:
     x = random(5, 3, 4, 4)
     small(x)
-    program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    program = torch.export.export(small, (x,))
     shown = str(program.graph)
     for name in CASES:
-        assert f"bitwright.{name}" in shown or name in ("product", "linear")
-    assert "bitwright." in shown
-    for rows in (2, 9):
-        other = random(rows, 3, 4, 4, seed=rows)
-        wanted = small(other)
-        torch.testing.assert_close(program.module()(other), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert f"bitwright.{name}.default" in shown
+    other = random(5, 3, 4, 4, seed=9)
+    wanted = small(other)
+    torch.testing.assert_close(program.module()(other), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
