@@ -1,4 +1,4 @@
-"""Every operator of the compiled kernels passes torch's own checks, and layers made of them compile to one graph."""
+"""Every operator of the compiled kernels passes torch's own checks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from bitwright.native import convolution, hadamard, linear, product, unavailable
-from bitwright.runtime import QuantConv2d, QuantLinear
-from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.linear import variants
 from tests.unit.native_samples import quantized, random, with_terms
 
@@ -81,47 +78,3 @@ def test_no_operator_is_left_out() -> None:
     found = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()
              if schema.name.startswith("bitwright::")}  # fmt: skip
     assert {name for name in found if not name.startswith("triton_")} == set(CASES)
-
-
-class Small(nn.Module):
-    """A convolution, a linear layer with terms beside its codes, and a transform."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = QuantConv2d.from_quantized(
-            quantized("int4 channel", (16, 3 * 9)), random(16), ConvGeometry((3, 3), padding=(1, 1))
-        )
-        self.plain = QuantLinear.from_quantized(quantized("int4 g32 asym", (64, 16 * 16)), random(64))
-        self.sum = QuantLinear.from_quantized(with_terms(quantized("mxfp4", (10, 64))), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.plain(self.conv(x).flatten(1)))
-        y: Tensor = self.sum(hadamard.hadamard(hidden, 64, None, None, False))
-        return y
-
-
-@pytest.fixture
-def small() -> Small:
-    torch.compiler.reset()
-    return Small().eval()
-
-
-@torch.no_grad()
-def test_a_small_model_compiles_to_one_graph(small: Small) -> None:
-    x = random(5, 3, 4, 4)
-    wanted = small(x)  # layers are made ready by their first call
-    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
-
-
-@torch.no_grad()
-def test_a_small_model_is_exported(small: Small) -> None:
-    x = random(5, 3, 4, 4)
-    small(x)
-    program = torch.export.export(small, (x,))
-    shown = str(program.graph)
-    for name in CASES:
-        assert f"bitwright.{name}.default" in shown
-    other = random(5, 3, 4, 4, seed=9)
-    wanted = small(other)
-    torch.testing.assert_close(program.module()(other), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
