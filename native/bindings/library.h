@@ -23,5 +23,6 @@ void bind_product(nanobind::module_& module, LibraryClass& library);
 void bind_vectors(nanobind::module_& module, LibraryClass& library);
 void bind_decode(nanobind::module_& module);
 void bind_probe(LibraryClass& library);
+void bind_trellis(nanobind::module_& module, LibraryClass& library);
 
 }  // namespace bw

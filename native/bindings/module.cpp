@@ -49,4 +49,5 @@ NB_MODULE(_core, module) {
   bw::bind_vectors(module, library);
   bw::bind_decode(module);
   bw::bind_probe(library);
+  bw::bind_trellis(module, library);
 }

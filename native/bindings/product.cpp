@@ -61,6 +61,8 @@ ByteTables make_tables(const Weight& weight, Span low, Span high, bool by_row, i
   tables.by_row = by_row;
   tables.offset = offset;
   tables.step = step;
+  tables.tiles = weight.tiles();
+  tables.groups = weight.groups;
   return tables;
 }
 
@@ -90,8 +92,11 @@ Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values
                  Span left, Span right, int64_t shifts, Span sums) {
   require(out >= 1 && in >= 1 && count >= 0 && count < (int64_t{1} << 31) && rank >= 0 && shifts >= 0,
           "the terms have a wrong shape");
+  require(out <= int64_t{1} << 31 && in <= int64_t{1} << 31, "the terms have a wrong shape");
   const int64_t rows = product((out + kRows - 1) / kRows, kRows);
   Terms terms;
+  terms.out = out;
+  terms.in = in;
   if (given(starts)) {
     terms.starts = buffer(starts).as<const int32_t>(product(out + 1, 4), "starts");
     terms.columns = buffer(columns).as<const int32_t>(product(count, 4), "columns");
@@ -219,7 +224,9 @@ void check(const Call& call) {
   require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
           "the tables of vectors do not fit the kernel");
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
-  require(call.way != Way::lookup || call.tables, "lookups need tables");
+  require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
+          "lookups need tables, those of rows are of the same weight");
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
   require(!points || call.weight->bits == call.vectors->bits, "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");

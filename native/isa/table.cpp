@@ -9,6 +9,7 @@
 #include "kernels/linear.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
+#include "kernels/trellis.h"
 #include "kernels/variants.h"
 #include "kernels/vectors.h"
 
@@ -48,6 +49,10 @@ const Kernels& table() {
       .add_terms = add_terms,
       .window_rows = window_rows,
       .rows_to_image = rows_to_image,
+      .trellis_search = trellis_search,
+      .trellis_pack = trellis_pack,
+      .trellis_float = trellis_float,
+      .trellis_int8 = trellis_int8,
       .norm_row = norm_row,
       .add_row = add_row,
       .gate_row = gate_row,

@@ -12,6 +12,7 @@ from bitwright.formats.scales import Outer, Scale, ScaleFormat, ZeroFormat
 from bitwright.formats.tables import CodebookGrid, TableGrid, table
 from bitwright.formats.tensor import Codes, LowRank, QuantizedTensor, Sparse
 from bitwright.formats.text import NAMED, parse
+from bitwright.formats.trellis import TrellisGrid
 from bitwright.formats.vectors import AdditiveGrid
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TableGrid",
     "Tensor",
     "Token",
+    "TrellisGrid",
     "ZeroFormat",
     "cast",
     "dynamic_tree",

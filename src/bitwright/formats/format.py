@@ -18,12 +18,13 @@ from bitwright.formats.minifloat import MiniFloat
 from bitwright.formats.packing import packed_columns
 from bitwright.formats.scales import SMALLEST_SCALE, Scale, ScaleFormat, ZeroFormat
 from bitwright.formats.tables import CodebookGrid, TableGrid
+from bitwright.formats.trellis import TrellisGrid
 from bitwright.formats.vectors import AdditiveGrid
 
 if TYPE_CHECKING:
     from bitwright.formats.tensor import Codes
 
-AnyGrid = IntGrid | MiniFloat | TableGrid | CodebookGrid | AdditiveGrid | LatticeGrid
+AnyGrid = IntGrid | MiniFloat | TableGrid | CodebookGrid | AdditiveGrid | LatticeGrid | TrellisGrid
 Time = Literal["static", "dynamic"]
 
 

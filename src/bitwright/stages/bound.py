@@ -281,10 +281,11 @@ class BoundQuantizer:
 
     # -- rounding -----------------------------------------------------------------------------------------------
 
-    def tile(self, columns: Tensor) -> Tile:
+    def tile(self, columns: Tensor, importance: Tensor | None = None) -> Tile:
         """Prepare the columns (int64, in the order of the sweep) to be rounded one after another.
 
-        Hand the tile back to :meth:`take` when all were.
+        ``importance[columns]``: what their squared errors cost, for formats that choose the codes of several columns
+        together. Hand the tile back to :meth:`take` when all were.
         """
         count, out = len(columns), self.shape[0]
         if self._tables is not None:
@@ -293,7 +294,7 @@ class BoundQuantizer:
             return TableTile(self._tables, which if which.shape[1] == 1 else which[:, columns], count, out)
         assert self._form is not None
         if isinstance(self._form, Spans):
-            return SpanTile(self._form, self._per_column(columns)[0], out)
+            return SpanTile(self._form, self._per_column(columns)[0], out, importance)
         return ScaledTile(self.format.grid, self._form, *self._per_column(columns), out)
 
     def take(self, columns: Tensor, tile: Tile) -> None:

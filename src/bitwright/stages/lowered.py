@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bitwright.formats import AdditiveGrid, CodebookGrid, IntGrid
+from bitwright.formats import AdditiveGrid, CodebookGrid, IntGrid, TrellisGrid
 from bitwright.formats.format import AnyGrid
 from bitwright.formats.tables import middles_below
 
@@ -58,8 +58,14 @@ class Spans:
     grid: AnyGrid
     codebook: Tensor | None = None
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the uint8 codes of ``x[..., n]``, in units of the scale."""
+    def encode(self, x: Tensor, importance: Tensor | None = None) -> Tensor:
+        """Return the uint8 codes of ``x[..., n]``, in units of the scale.
+
+        ``importance[n]``: what a squared error in each column costs. Trellises count it; points of short vectors are
+        the nearest ones.
+        """
+        if isinstance(self.grid, TrellisGrid):
+            return self.grid.encode(x, importance)
         if isinstance(self.grid, AdditiveGrid) and self.codebook is not None:
             return self.grid.encode_with(x, self.codebook)
         return self.grid.encode(x)
@@ -171,17 +177,22 @@ class TableTile:
 
 
 class SpanTile:
-    """Columns that are rounded in whole spans; ``scale`` holds one tensor ``[out or 1]`` per column."""
+    """Columns that are rounded in whole spans; ``scale`` holds one tensor ``[out or 1]`` per column.
 
-    def __init__(self, form: Spans, scale: list[Tensor], out: int) -> None:
+    ``importance[columns]``: see :meth:`Spans.encode`.
+    """
+
+    def __init__(self, form: Spans, scale: list[Tensor], out: int, importance: Tensor | None = None) -> None:
         self._form = form
+        self._importance = importance
         self._scale = scale
         self._codes = torch.zeros(len(scale), out, dtype=torch.uint8)
 
     def round(self, index: int, x: Tensor, out: Tensor) -> None:
         """See :class:`Tile`."""
         scale = self._scale[index]
-        codes = self._form.encode((x / scale).t().contiguous())
+        importance = None if self._importance is None else self._importance[index : index + len(x)].contiguous()
+        codes = self._form.encode((x / scale).t().contiguous(), importance)
         self._codes[index : index + len(x)] = codes.t()
         torch.mul(self._form.decode(codes).t(), scale, out=out)
 

@@ -159,7 +159,7 @@ class _State:
 
     def _round_run(self, x: Tensor, first: int, last: int) -> None:
         positions = self.order[first:last]
-        tile = self.bound.tile(positions)
+        tile = self.bound.tile(positions, self.importance[positions])
         upper = self.upper[first:last, first:last].t().contiguous()
         carry = None if self.carry is None else self.carry[first:last, first:last].t().contiguous()
         error, target = self.error[first:last], self.target[first:last]
