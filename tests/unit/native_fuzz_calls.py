@@ -7,6 +7,8 @@ from typing import Any
 from bitwright.native import _core
 from tests.unit.native_fuzz_draws import NONE, SIZES, Wrong
 
+WAYS = (*range(8), 10, 11, 12)
+
 
 def linear(wrong: Wrong, kernels: Any, threads: Any) -> None:
     """Pack, unpack and multiply."""
@@ -152,13 +154,19 @@ def parts(wrong: Wrong, way: int, out: int, columns: int) -> list[Any]:
         block, bits_ = draw.choice((32, 64, 128)), 2
     if way == 2:
         bits_ = draw.choice((2, 4))
+    if way in (10, 11):
+        bits_, block = draw.choice((2, 3, 4)), draw.choice((32, 64, 128))
     shape = (out, columns, bits_, block, per_scale)
-    weight = ternary = tables = coding = None
+    weight = ternary = tables = vectors = coding = None
     unit = 160 if way == 4 else block
     if way == 4:
         ternary = wrong.ternary(out, columns)
+    elif way == 12:
+        vectors = additive(wrong, out, columns)
     else:
-        weight = wrong.weight(shape, draw.choice((0, 0, 0, 1, 2)))
+        weight = wrong.weight(shape, 0 if way >= 10 else draw.choice((0, 0, 0, 1, 2)))
+    if way in (10, 11):
+        vectors = _core.lattice_tables(weight, wrong.span(256 * (6 if bits_ == 3 else 2)), wrong.span(32))
     if way == 2:
         other = shape if draw.random() < 0.9 else (draw.randint(1, 40), draw.randint(1, 300), 4, block, 1)
         tables = wrong.tables(weight if other == shape else wrong.weight(other, 0), other)
@@ -175,14 +183,43 @@ def parts(wrong: Wrong, way: int, out: int, columns: int) -> list[Any]:
     added = terms(wrong, out, columns, shifts) if shifts or draw.random() < 0.4 else None
     groups = -(-columns // (block * per_scale))
     size = 4 * -(-out // 16) * 16 * groups if way == 5 else 2 << bits_
-    return [wrong.number(way), weight, ternary, tables, wrong.span(size), added, coding]
+    return [wrong.number(way), weight, ternary, tables, vectors, wrong.span(size), added, coding]
+
+
+def additive(wrong: Wrong, out: int, columns: int) -> Any:
+    """Sums of codebook entries, whose columns are whole vectors only sometimes."""
+    draw = wrong.random
+    books, size = draw.randint(1, 3), draw.choice((1, 1, 1, 2))
+    group = draw.choice((columns, columns, 16, 48))
+    return _core.additive_tables(
+        wrong.number(out), wrong.number(columns), wrong.number(books), wrong.number(size), wrong.number(group),
+        wrong.span(out * columns // 8 * books * size), wrong.span(books * (16 << 8 * size)),
+        wrong.span(4 * out * -(-columns // group)),
+    )  # fmt: skip
+
+
+def searches(wrong: Wrong, kernels: Any, threads: Any) -> None:
+    """Nearest sums of entries and nearest points."""
+    draw = wrong.random
+    count, books, entries, span = draw.randint(0, 70), draw.randint(1, 3), draw.randint(1, 70), draw.randint(1, 9)
+    kernels.beam_search(
+        wrong.number(count), wrong.number(books), wrong.number(entries), wrong.number(span),
+        wrong.number(draw.randint(1, 5)), wrong.span(4 * count * span), wrong.span(4 * books * entries * span),
+        wrong.span(4 * books * entries), wrong.span(4 * count * books), threads,
+    )  # fmt: skip
+    base = wrong.numbers([1] * 2048, "f") if draw.random() < 0.9 else wrong.span(4 * 2048)
+    kernels.nearest_e8p(
+        wrong.number(count), wrong.span(32 * count), base, wrong.span(1024), wrong.span(4 * count), threads
+    )
 
 
 def product(wrong: Wrong, kernels: Any, threads: Any) -> None:
     """Products in every way."""
     draw = wrong.random
-    way, kind, rows = draw.randint(0, 7), draw.choice((0, 1, 2)), draw.randint(0, 20)
+    way, kind, rows = draw.choice(WAYS), draw.choice((0, 1, 2)), draw.randint(0, 20)
     out, columns = (64 if way in (6, 7) else draw.randint(1, 40)), draw.randint(1, 300)
+    if way == 12:
+        columns = -(-columns // 8) * 8
     kernels.product(
         *parts(wrong, way, out, columns), wrong.span(rows * columns * SIZES[kind]), wrong.number(kind),
         wrong.number(rows), wrong.span(rows * out * SIZES[kind]), wrong.maybe(wrong.span(4 * out)), threads,
@@ -192,7 +229,7 @@ def product(wrong: Wrong, kernels: Any, threads: Any) -> None:
 def convolve(wrong: Wrong, kernels: Any, threads: Any) -> None:
     """Convolutions in every way."""
     draw = wrong.random
-    way, kind, batch = draw.randint(0, 7), draw.choice((0, 1, 2)), draw.randint(0, 2)
+    way, kind, batch = draw.choice(WAYS), draw.choice((0, 1, 2)), draw.randint(0, 2)
     out, channels = (64 if way in (6, 7) else draw.randint(1, 20)), draw.randint(1, 5)
     count = draw.randint(1, channels)
     kernel, image, made = ([draw.randint(1, 3), draw.randint(1, 3)], [draw.randint(1, 9), draw.randint(1, 9)], [3, 2])
@@ -219,4 +256,4 @@ def others(wrong: Wrong, kernels: Any, threads: Any) -> None:
         raise AssertionError("memory is refused or given")
 
 
-CALLS = (linear, bits, sweep, descent, kmeans, hadamard, product, product, convolve, others)
+CALLS = (linear, bits, sweep, descent, kmeans, hadamard, product, product, convolve, searches, others)
