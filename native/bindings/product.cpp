@@ -226,7 +226,6 @@ void check(const Call& call) {
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
   require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
           "lookups need tables, those of rows are of the same weight");
-  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
   require(!points || call.weight->bits == call.vectors->bits, "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
@@ -270,6 +269,7 @@ Call make_call(const Library& self, int way, const Weight* weight, const Ternary
   check(call);
   call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
   call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
   if (coding) check_coding(call, terms);
   if (call.way == Way::bf16)
     call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");
