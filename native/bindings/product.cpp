@@ -1,6 +1,7 @@
 // Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
 #include "bindings/checks.h"
 #include "bindings/library.h"
+#include "bindings/workspace.h"
 #include "core/pool.h"
 #include "core/variants.h"
 #include "core/vectors.h"
@@ -118,25 +119,6 @@ Coding make_coding(bool is_given, bool asymmetric, int64_t run, float low, float
   require(steps > 0 && clip > 0, "a range has steps");
   return {is_given, asymmetric, run, low, high, steps, clip, scale, zero};
 }
-
-// Memory of one call.
-class Workspace {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
-    if (!memory) throw std::bad_alloc();
-    kept_.emplace_back(memory);
-    return static_cast<T*>(memory);
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::vector<std::unique_ptr<void, Free>> kept_;
-};
 
 struct Call {
   const Kernels& kernels;

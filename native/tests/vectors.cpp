@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/half.h"
 #include "tests/check.h"
 
 namespace bw::test {
