@@ -22,7 +22,9 @@ class State {
   // Reads one token behind each of `count` different sequences of one network, in the memory of the first;
   // logits[count][vocabulary]. A sequence gets the bits that it would get alone.
   static void step(State* const* states, int64_t count, const int64_t* ids, float* logits, int threads);
+  // Keeps the first tokens; a cache that is not plain keeps all or none.
   void crop(int64_t tokens);
+  bool plain() const { return form_.plain(); }
   int64_t tokens() const { return tokens_; }
   int64_t bytes() const;
 
