@@ -64,12 +64,12 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        sides = ((self.key_states, key_states), (self.value_states, value_states))
-        for states, new in sides:
-            states.take(new)
-        if self.direct:
-            return tuple(CodedStates(states, self.table, new.dtype) for states, new in sides)
-        return tuple(states.values(new.dtype) for states, new in sides)
+        self.key_states.take(key_states)
+        self.value_states.take(value_states)
+        return self._seen(self.key_states, key_states.dtype), self._seen(self.value_states, value_states.dtype)
+
+    def _seen(self, states: States, dtype: torch.dtype) -> Tensor:
+        return CodedStates(states, self.table, dtype) if self.direct else states.values(dtype)
 
     def get_seq_length(self) -> int:
         """Number of cached tokens."""

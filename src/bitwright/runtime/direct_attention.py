@@ -42,7 +42,7 @@ class CodedStates(Tensor):
     states: States
     table: Table
     _decoded: Tensor | None
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, states: States, table: Table, dtype: torch.dtype) -> CodedStates:
@@ -61,7 +61,9 @@ class CodedStates(Tensor):
         return self._decoded
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Decode, then run the operation."""
         args, kwargs = pytree.tree_map_only(CodedStates, lambda t: t.decoded(), (args, kwargs or {}))
         return func(*args, **kwargs)
