@@ -205,9 +205,7 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call) {
-  require(int{call.ternary != nullptr} + int{call.weight != nullptr} + int{call.additive()} == 1,
-          "a product needs one weight");
+void check(const Call& call, const Terms* terms) {
   const bool points = call.way == Way::lattice || call.way == Way::lattice_exact;
   require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
           "the tables of vectors do not fit the kernel");
@@ -241,9 +239,10 @@ Call make_call(const Library& self, int way, const Weight* weight, const Ternary
   require((way >= 0 && way <= 7) || (way >= 10 && way <= 12), "no such kernel");
   Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, vectors, nullptr, coding, nullptr, type, 0, 0, 0,
             checked_threads(threads)};
-  check(call);
+  require(int{ternary != nullptr} + int{weight != nullptr} + int{call.additive()} == 1, "a product needs one weight");
   call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
   call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
+  check(call, terms);
   if (coding) check_coding(call, terms);
   if (call.way == Way::bf16)
     call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");
