@@ -11,8 +11,9 @@ steps without server and clients.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import platform
+import os
 import shutil
 import statistics
 import subprocess
@@ -124,6 +125,7 @@ def bare(network: Any, sequences: int, together: bool, steps: int = 48) -> float
 def measure(work: Path, repeats: int) -> dict[str, Any]:
     """Both ways in alternation, for every number of clients."""
     from bitwright.jobs.opened_model import open_runnable
+    from bitwright.machine import processor
     from bitwright.runtime.native_decoder import NativeDecoder
     from bitwright.runtime.native_decoder.build import build
     from bitwright.runtime.native_decoder.cache import cache_of
@@ -152,9 +154,12 @@ def measure(work: Path, repeats: int) -> dict[str, Any]:
         pairs = [(bare(network, count, together=True), bare(network, count, together=False)) for _ in range(5)]
         both, apart = (max(values) for values in zip(*pairs, strict=True))
         steps.append({"sequences": count, "together": both, "one after the other": apart})
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
+        "commit": commit, "date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 2),
+        "processor": processor().name,
         "model": "random Llama, 100 million weights, int4 g128, tied head in bf16", "answer_tokens": TOKENS,
-        "threads": torch.get_num_threads(), "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
         "protocol": f"greedy, streamed over loopback by the official client; {repeats} runs in alternation, best and "
         "median; the clients' process shares the machine's cores",
         "rows": rows, "steps": steps,
