@@ -9,6 +9,7 @@
 #include "core/descent.h"
 #include "core/hadamard.h"
 #include "core/kmeans.h"
+#include "core/nearest.h"
 #include "core/network.h"
 #include "core/sweep.h"
 #include "core/variants.h"
@@ -39,6 +40,13 @@ struct Kernels {
   // -- bits: dense streams of codes -----------------------------------------------------------------------------
   void (*pack_bits)(const BitStreams&, const uint8_t* codes, uint8_t* packed, int threads);
   void (*unpack_bits)(const BitStreams&, const uint8_t* packed, uint8_t* codes, int threads);
+
+  // -- nearest: groups rounded by themselves ---------------------------------------------------------------------
+  // The smallest and the largest value of every group; both NaN where a value is.
+  void (*group_limits)(const Groups&, const void* x, Float type, float* low, float* high, int threads);
+  // Codes, values of x's type, or both (the other one null). x must be finite.
+  void (*round_groups)(const Groups&, const Nearest&, const void* x, Float type, uint8_t* codes, void* values,
+                       int threads);
 
   // -- sweep: second-order rounding, column by column -----------------------------------------------------------
   // `factors` is scratch: 8 floats for every finished column, feed and begun panel of eight columns of a call.

@@ -7,6 +7,7 @@
 #include "kernels/hadamard.h"
 #include "kernels/kmeans.h"
 #include "kernels/linear.h"
+#include "kernels/nearest.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
 #include "kernels/variants.h"
@@ -27,6 +28,8 @@ const Kernels& table() {
       .linear_float = linear_float,
       .pack_bits = pack_bits,
       .unpack_bits = unpack_bits,
+      .group_limits = group_limits,
+      .round_groups = round_groups,
       .sweep_load = sweep_load,
       .sweep_values = sweep_values,
       .sweep_begin = sweep_begin,
