@@ -14,6 +14,7 @@ struct Library {
 using LibraryClass = nanobind::class_<Library>;
 
 void bind_bits(LibraryClass& library);
+void bind_factor(LibraryClass& library);
 void bind_hadamard(LibraryClass& library);
 void bind_kmeans(LibraryClass& library);
 void bind_linear(nanobind::module_& module, LibraryClass& library);

@@ -40,6 +40,7 @@ NB_MODULE(_core, module) {
   library.def("__init__", [](bw::Library* self, const std::string& name) { new (self) bw::Library(bw::open(name)); });
   library.def_prop_ro("name", [](const bw::Library& self) { return self.kernels->name; });
   bw::bind_bits(library);
+  bw::bind_factor(library);
   bw::bind_hadamard(library);
   bw::bind_kmeans(library);
   bw::bind_linear(module, library);

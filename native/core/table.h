@@ -7,6 +7,7 @@
 #include "core/attention.h"
 #include "core/bits.h"
 #include "core/descent.h"
+#include "core/factor.h"
 #include "core/hadamard.h"
 #include "core/kmeans.h"
 #include "core/nearest.h"
@@ -65,6 +66,10 @@ struct Kernels {
   // that covers a span, each call sees the history that the one before left. Targets stay.
   void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
                      float* factors, int threads);
+
+  // -- factor: of the matrix that second-order rounding minimises with ----------------------------------------------
+  // False where a pivot is not a positive number; `packed` [size][min(size, 256)] is scratch.
+  bool (*upper_factor)(const Factorization&, float* packed, int threads);
 
   // -- descent: coordinate descent over columns -----------------------------------------------------------------
   // Visits the columns first .. last; null leaves them unrounded. `slopes` [tiles][last - first][32] and `factors` are

@@ -4,6 +4,7 @@
 #include "kernels/bits.h"
 #include "kernels/decode.h"
 #include "kernels/descent.h"
+#include "kernels/factor.h"
 #include "kernels/hadamard.h"
 #include "kernels/kmeans.h"
 #include "kernels/linear.h"
@@ -36,6 +37,7 @@ const Kernels& table() {
       .sweep_feed = sweep_feed,
       .sweep_round = sweep_round,
       .sweep_look = sweep_look,
+      .upper_factor = upper_factor,
       .descend = descend,
       .kmeans = kmeans,
       .hadamard = hadamard,

@@ -13,6 +13,7 @@ from bitwright.formats.format import Format
 from bitwright.formats.grids import Grid, IntGrid
 from bitwright.formats.layout import AxisLayout, FlatLayout, Layout
 from bitwright.formats.tables import CodebookGrid
+from bitwright.native.buffers import fresh
 from bitwright.native.loading import Library
 from bitwright.native.nearest import MOST_LEVELS, Groups, ToIntegers, ToLevels, group_limits, round_groups, serving
 
@@ -42,13 +43,13 @@ class Rounder:
 
     def codes(self, scale: Tensor, zero: Tensor | None) -> Tensor:
         """uint8 codes in the shape of the matrix; ``scale`` and ``zero`` ``[rows, groups]`` as they are stored."""
-        codes = torch.empty(self.x.shape, dtype=torch.uint8)
+        codes = fresh(*self.x.shape, dtype=torch.uint8)
         round_groups(self.x, self.groups, self.rule, *_plain(scale, zero), self.kernels, codes=codes)
         return codes
 
     def values(self, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Rounded values in the matrix's shape and type."""
-        values = torch.empty(self.x.shape, dtype=self.x.dtype)
+        values = fresh(*self.x.shape, dtype=self.x.dtype)
         round_groups(self.x, self.groups, self.rule, *_plain(scale, zero), self.kernels, values=values)
         return values
 

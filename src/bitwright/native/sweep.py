@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.native.buffers import NOTHING, span
+from bitwright.native.buffers import NOTHING, fresh, span
 from bitwright.native.loading import Library, extension, library
 
 AFFINE, LEVELS, ROW_TABLE = 0, 1, 2
@@ -103,11 +103,11 @@ class ColumnSweep:
         self._threads = torch.get_num_threads()
         self._out, self._in = w.shape
         rows = padded(self._out)
-        self._target = torch.empty(rows * self._in)
-        self._history = torch.empty(rows * self._in * (1 if carry is None else 2))
-        self._x = torch.empty(rows * width)
+        self._target = fresh(rows * self._in)
+        self._history = fresh(rows * self._in * (1 if carry is None else 2))
+        self._x = fresh(rows * width)
         self._window = (0, 0)
-        self.codes = torch.zeros(w.shape, dtype=torch.uint8)
+        self.codes = fresh(*w.shape, dtype=torch.uint8)
         # What the compiled view points to.
         self._kept = (order.contiguous(), upper.contiguous(), None if carry is None else carry.contiguous())
         try:
@@ -156,7 +156,7 @@ class ColumnSweep:
 
     def values(self) -> Tensor:
         """The rounded weight ``[out, in]``, once every column was rounded."""
-        values = torch.empty(self._out, self._in)
+        values = fresh(self._out, self._in)
         self._kernels.sweep_values(self._sweep, span(values), self._threads)
         return values
 
