@@ -19,6 +19,7 @@ void bind_hadamard(LibraryClass& library);
 void bind_kmeans(LibraryClass& library);
 void bind_linear(nanobind::module_& module, LibraryClass& library);
 void bind_memory(nanobind::module_& module);
+void bind_moments(LibraryClass& library);
 void bind_nearest(LibraryClass& library);
 void bind_sweep(nanobind::module_& module, LibraryClass& library);
 void bind_product(nanobind::module_& module, LibraryClass& library);

@@ -45,6 +45,7 @@ NB_MODULE(_core, module) {
   bw::bind_kmeans(library);
   bw::bind_linear(module, library);
   bw::bind_memory(module);
+  bw::bind_moments(library);
   bw::bind_nearest(library);
   bw::bind_sweep(module, library);
   bw::bind_product(module, library);

@@ -10,6 +10,7 @@
 #include "core/factor.h"
 #include "core/hadamard.h"
 #include "core/kmeans.h"
+#include "core/moments.h"
 #include "core/nearest.h"
 #include "core/network.h"
 #include "core/sweep.h"
@@ -70,6 +71,10 @@ struct Kernels {
   // -- factor: of the matrix that second-order rounding minimises with ----------------------------------------------
   // False where a pivot is not a positive number; `packed` [size][min(size, 256)] is scratch.
   bool (*upper_factor)(const Factorization&, float* packed, int threads);
+
+  // -- moments: of the tokens that a layer reads ------------------------------------------------------------------------
+  // Adds x^T x on and above the diagonal; what is below it may change too. `packed` [tiles][tokens][32] is scratch.
+  void (*add_moments)(const Moments&, float* packed, int threads);
 
   // -- descent: coordinate descent over columns -----------------------------------------------------------------
   // Visits the columns first .. last; null leaves them unrounded. `slopes` [tiles][last - first][32] and `factors` are

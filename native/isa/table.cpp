@@ -8,6 +8,7 @@
 #include "kernels/hadamard.h"
 #include "kernels/kmeans.h"
 #include "kernels/linear.h"
+#include "kernels/moments.h"
 #include "kernels/nearest.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
@@ -38,6 +39,7 @@ const Kernels& table() {
       .sweep_round = sweep_round,
       .sweep_look = sweep_look,
       .upper_factor = upper_factor,
+      .add_moments = add_moments,
       .descend = descend,
       .kmeans = kmeans,
       .hadamard = hadamard,

@@ -57,6 +57,8 @@ class Exact {
 
 void test_linear(const Kernels& kernels, Random& random, int turns);
 void test_bits(const Kernels& kernels, Random& random, int turns);
+void test_nearest(const Kernels& kernels, Random& random, int turns);
+void test_symmetric(const Kernels& kernels, Random& random, int turns);
 void test_pool(Random& random, int turns);
 void test_memory();
 

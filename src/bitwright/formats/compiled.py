@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.ascending import ascending
-from bitwright.formats.format import Format
-from bitwright.formats.grids import Grid, IntGrid
+from bitwright.formats.format import AnyGrid, Format
+from bitwright.formats.grids import IntGrid
 from bitwright.formats.layout import AxisLayout, FlatLayout, Layout
 from bitwright.formats.tables import CodebookGrid
 from bitwright.native.buffers import fresh
@@ -79,7 +79,7 @@ def _groups(layout: Layout) -> Groups | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _rule(grid: Grid) -> ToIntegers | ToLevels | None:
+def _rule(grid: AnyGrid) -> ToIntegers | ToLevels | None:
     """How kernels round to a grid; ``None`` for learned tables and for more levels than are worth comparing with."""
     if isinstance(grid, IntGrid):
         return ToIntegers(grid.min_level, grid.max_level)
