@@ -61,9 +61,10 @@ Level round_one(const Nearest& nearest, float value, int64_t group) {
   const float x = value / nearest.scale[group];
   if (nearest.kind == Nearest::integers) {
     const float zero = nearest.zero ? nearest.zero[group] : 0.0f;
-    const float level = std::fmin(std::fmax(std::nearbyint(nearest.zero ? x + zero : x), nearest.low), nearest.high);
-    return {(nearest.zero ? level - zero : level + 0.0f) * nearest.scale[group],
-            static_cast<uint8_t>(level - nearest.low)};
+    // No level is -0.
+    const float level =
+        std::fmin(std::fmax(std::nearbyint(nearest.zero ? x + zero : x), nearest.low), nearest.high) + 0.0f;
+    return {(level - zero) * nearest.scale[group], static_cast<uint8_t>(level - nearest.low)};
   }
   int place = std::signbit(x) ? nearest.count : 0;
   for (int b = 0; b + 1 < nearest.count; ++b) place += x > nearest.borders[b];

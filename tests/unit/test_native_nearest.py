@@ -15,6 +15,8 @@ from bitwright.formats.compiled import Rounder, rounder
 from bitwright.native import instruction_sets, library, unavailable
 from bitwright.native.buffers import NOTHING, span
 from bitwright.native.nearest import Groups, ToIntegers, group_limits, round_groups, serving
+from bitwright.stages import bound
+from bitwright.stages.ranges import MinMax
 from bitwright.stages.ranges.minmax import group_limits as stage_limits
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -73,6 +75,9 @@ def test_equals_the_definition(text: str, name: str) -> None:
             g = layout.split(w)
             assert torch.equal(found.codes(scale, zero), layout.join(fmt.encode(g, scale, zero)))
             assert same(found.values(scale, zero), layout.join(fmt.round(g, scale, zero)).to(dtype))
+            codes, values = found.both(scale, zero)
+            assert torch.equal(codes, found.codes(scale, zero))
+            assert same(values, found.values(scale, zero))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -149,6 +154,21 @@ def test_formats_use_it_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None
     assert serving(w.clone().requires_grad_()) is None
     assert serving(w.double()) is None
     assert serving(torch.empty(2, 2, device="meta")) is None
+
+
+@pytest.mark.parametrize("text", ["int4 g16 asym", "nf4 b64", "e2m1 channel", "int4 tensor"])
+def test_the_bound_quantizer_rounds_with_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole weights under scales that were fitted some other way."""
+    w = matrix(12, 64, 3, torch.float32)
+    found = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(bound, "rounder", lambda *given: None)
+        quantizer = bound.BoundQuantizer(parse(text), MinMax(), w)
+        quantizer.open_all(w * 0.8)
+        found.append((quantizer.round(0, 64, w), quantizer.codes))
+    assert same(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_the_range_stage_takes_it() -> None:

@@ -53,6 +53,13 @@ class Rounder:
         round_groups(self.x, self.groups, self.rule, *_plain(scale, zero), self.kernels, values=values)
         return values
 
+    def both(self, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes, and the rounded values in the matrix's type."""
+        codes = fresh(*self.x.shape, dtype=torch.uint8)
+        values = fresh(*self.x.shape, dtype=self.x.dtype)
+        round_groups(self.x, self.groups, self.rule, *_plain(scale, zero), self.kernels, codes=codes, values=values)
+        return codes, values
+
 
 def rounder(fmt: Format, x: Tensor, layout: Layout, kernels: Library | None = None) -> Rounder | None:
     """What rounds ``x[rows, columns]`` of any float type, or ``None`` where only torch does.
