@@ -199,7 +199,7 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call, const Terms* terms) {
+void check(const Call& call) {
   const bool points = call.way == Way::lattice || call.way == Way::lattice_exact;
   require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
           "the tables of vectors do not fit the kernel");
@@ -250,7 +250,8 @@ Call make_call(const Library& self, int way, const Weight* weight, const Ternary
   require(int{ternary != nullptr} + int{weight != nullptr} + int{call.additive()} == 1, "a product needs one weight");
   call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
   call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
-  check(call, terms);
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
+  check(call);
   if (coding) check_coding(call, terms);
   if (call.way == Way::bf16)
     call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");
