@@ -363,13 +363,14 @@ void bind_decode(nb::module_& module) {
           },
           nb::keep_alive<1, 2>())
       .def("read", read)
-      .def("crop", [](Reader& self, int64_t tokens) {
-        const Turn turn(self);
-        require(tokens >= 0, "a sequence has no fewer than 0 tokens");
-        require(tokens == 0 || tokens >= self.state.tokens() || self.state.plain(),
-                "tokens that are coded together or late cannot be taken back one by one");
-        self.state.crop(tokens);
-      })
+      .def("crop",
+           [](Reader& self, int64_t tokens) {
+             const Turn turn(self);
+             require(tokens >= 0, "a sequence has no fewer than 0 tokens");
+             require(tokens == 0 || tokens >= self.state.tokens() || self.state.plain(),
+                     "tokens that are coded together or late cannot be taken back one by one");
+             self.state.crop(tokens);
+           })
       .def_prop_ro("tokens", [](const Reader& self) { return self.state.tokens(); })
       .def("bytes", [](Reader& self) {
         const Turn turn(self);

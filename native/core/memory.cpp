@@ -34,8 +34,8 @@ bool prefetches_help() {
 void* take_pages(size_t bytes) {
   const size_t size = rounded(bytes);
   // One page more than needed, whose unaligned ends are given back.
-  char* start = static_cast<char*>(
-      mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  char* start =
+      static_cast<char*>(mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (start == MAP_FAILED) throw std::bad_alloc();
   const size_t before = (kPage - reinterpret_cast<uintptr_t>(start) % kPage) % kPage;
   if (before) munmap(start, before);

@@ -74,8 +74,9 @@ struct Kernels {
   // False where a pivot is not a positive number; `packed` [size][min(size, 256)] is scratch.
   bool (*upper_factor)(const Factorization&, float* packed, int threads);
 
-  // -- moments: of the tokens that a layer reads ------------------------------------------------------------------------
-  // Adds x^T x on and above the diagonal; what is below it may change too. `packed` [tiles][tokens][32] is scratch.
+  // -- moments: of the tokens that a layer reads
+  // ------------------------------------------------------------------------ Adds x^T x on and above the diagonal; what
+  // is below it may change too. `packed` [tiles][tokens][32] is scratch.
   void (*add_moments)(const Moments&, float* packed, int threads);
 
   // -- descent: coordinate descent over columns -----------------------------------------------------------------

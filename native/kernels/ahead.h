@@ -8,9 +8,9 @@
 
 namespace bw::BW_ISA {
 
-// Asks for what a stream of weights reads a few kilobytes on, where the processor's own prefetches do not keep up with a
-// thread that also computes; elsewhere nothing, for there such requests cost more than they bring.
-// One request for every vector of 64 bytes, next to its load: in bursts they help less.
+// Asks for what a stream of weights reads a few kilobytes on, where the processor's own prefetches do not keep up with
+// a thread that also computes; elsewhere nothing, for there such requests cost more than they bring. One request for
+// every vector of 64 bytes, next to its load: in bursts they help less.
 template <bool wanted>
 inline void ahead(const uint8_t* w) {
   if constexpr (wanted) prefetch_second(w + 4096);

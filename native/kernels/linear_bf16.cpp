@@ -123,9 +123,8 @@ void few_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x, 
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 4), table.words),
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 12), table.words)};
       unroll<4>([&](auto i) {
-        unroll<rows>([&](auto r) {
-          acc[r][i] = dot_pair(acc[r][i], level[i], values + r * weight.block + 8 * v + 2 * i);
-        });
+        unroll<rows>(
+            [&](auto r) { acc[r][i] = dot_pair(acc[r][i], level[i], values + r * weight.block + 8 * v + 2 * i); });
       });
     }
     const F32x16 scale = scales.scale(group);

@@ -23,8 +23,8 @@ constexpr int64_t kChunkBytes = 48 * 1024;
 constexpr int kCommonBlock = 128;
 
 // Adds the products of one plane to total[row]. A weight vector is read once for all fields and rows. It is read as one
-// stream from the first byte of a tile to the last of a chunk; a second stream beside it was measured to cost a third of
-// a thread's bandwidth on Zen 4.
+// stream from the first byte of a tile to the last of a chunk; a second stream beside it was measured to cost a third
+// of a thread's bandwidth on Zen 4.
 template <int width, int offset, int rows, int known, bool far>
 inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x16 (&total)[rows]) {
   const int block = known ? known : block_;
@@ -111,8 +111,8 @@ void decode_chunk(const Weight& weight, const QuantizedRows& x, const Output& y,
                            : decode_rows<bits, 0, far>(weight, x, y, tile);
 }
 
-constexpr int kTiles = 2;    // tiles that a prompt's kernel holds in registers
-constexpr int kPanel = 8;    // rows that it holds
+constexpr int kTiles = 2;      // tiles that a prompt's kernel holds in registers
+constexpr int kPanel = 8;      // rows that it holds
 constexpr int kDeepest = 256;  // largest block
 
 struct Panel {
@@ -186,8 +186,7 @@ void prompt_tiles(const Weight& weight, const QuantizedRows& x, const Output& y,
       tiles == 2 ? panel_rows<2>(weight, x, panel, b, first, count) : panel_rows<1>(weight, x, panel, b, first, count);
     }
     for (int64_t r = 0; r < count; ++r)
-      for (int t = 0; t < tiles; ++t)
-        write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));
+      for (int t = 0; t < tiles; ++t) write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));
   }
 }
 

@@ -107,7 +107,8 @@ void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows
           if constexpr (two) high[i] = dot_vectors(high[i], lookup_bytes(registers.high[t], fields[i]), run);
         } else {
           low[i] = dot<127>(low[i], lows, codes + 4 * (q + i));
-          if constexpr (two) high[i] = dot<127>(high[i], lookup_bytes(registers.high[t], fields[i]), codes + 4 * (q + i));
+          if constexpr (two)
+            high[i] = dot<127>(high[i], lookup_bytes(registers.high[t], fields[i]), codes + 4 * (q + i));
         }
       });
     }

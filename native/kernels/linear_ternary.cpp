@@ -1,7 +1,7 @@
 // Ternary weights, five in a byte, times 8-bit activations.
 //
-// With q_0 the stored byte and q_{i+1} = 3 q_i mod 256 the digit i is d_i = (3 q_i - q_{i+1}) / 256. So the sum of d_i x_i
-// is (3 A - B) / 256 with A the sum of q_i x_i and B that of q_{i+1} x_i: nothing is decoded, a digit costs two dot
+// With q_0 the stored byte and q_{i+1} = 3 q_i mod 256 the digit i is d_i = (3 q_i - q_{i+1}) / 256. So the sum of d_i
+// x_i is (3 A - B) / 256 with A the sum of q_i x_i and B that of q_{i+1} x_i: nothing is decoded, a digit costs two dot
 // products and two additions of bytes.
 #include <cstring>
 
