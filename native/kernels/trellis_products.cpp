@@ -14,7 +14,8 @@ namespace {
 
 constexpr int kFew = 8;  // rows of activations that are multiplied while the weights are decoded
 
-// Whether the 32 columns of a run are code one by one: only where a vector is one instruction, or compilers take minutes.
+// Whether the 32 columns of a run are code one by one: only where a vector is one instruction, or compilers take
+// minutes.
 constexpr bool kUnrolled = BW_IS == BW_IS_avx512;
 
 // Calls body(column, i, state) for every column of a block; i = column % 4 at least, as a constant.
