@@ -1,4 +1,4 @@
-"""Every operator of the compiled kernels passes torch's own checks."""
+"""Every operator of the compiled kernels passes torch's own checks, and layers made of them compile to one graph."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from bitwright.native import convolution, hadamard, linear, product, unavailable
+from bitwright.native import convolution, hadamard, linear, product, trellis, unavailable
+from bitwright.native.linear import tiled
+from bitwright.runtime import QuantConv2d, QuantLinear
+from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.linear import variants
 from tests.unit.native_samples import quantized, random, with_terms
 
@@ -58,11 +62,25 @@ def hadamard_cases() -> list[Case]:
     ]
 
 
+def trellis_cases() -> list[Case]:
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 4, (20, 256), generator=generator).to(torch.uint8)
+    scale = tiled(torch.rand(20, 1, generator=generator))
+    weight = trellis.TrellisWeight(
+        trellis.pack(codes, 256, 2, 16), scale, (20, 256), 256, 2, 16, trellis.ONE_MAD, 1, 510.0
+    )
+    return [
+        (random(3, 256), weight.codes, scale, random(20), weight.geometry(), weight.offset, True),
+        (random(2, 2, 256).half(), weight.codes, scale, None, weight.geometry(), weight.offset, False),
+    ]
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     "linear": linear_cases,
     "product": product_cases,
     "convolve": convolve_cases,
     "hadamard": hadamard_cases,
+    "trellis": trellis_cases,
 }
 
 
@@ -78,3 +96,48 @@ def test_no_operator_is_left_out() -> None:
     found = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()
              if schema.name.startswith("bitwright::")}  # fmt: skip
     assert {name for name in found if not name.startswith("triton_")} == set(CASES)
+
+
+class Small(nn.Module):
+    """A convolution, a linear layer with terms beside its codes, and a transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = QuantConv2d.from_quantized(
+            quantized("int4 channel", (16, 3 * 9)), random(16), ConvGeometry((3, 3), padding=(1, 1))
+        )
+        self.plain = QuantLinear.from_quantized(quantized("int4 g32 asym", (64, 16 * 16)), random(64))
+        self.sum = QuantLinear.from_quantized(with_terms(quantized("mxfp4", (10, 64))), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.plain(self.conv(x).flatten(1)))
+        y: Tensor = self.sum(hadamard.hadamard(hidden, 64, None, None, False))
+        return y
+
+
+@pytest.fixture
+def small() -> Small:
+    torch.compiler.reset()
+    return Small().eval()
+
+
+@torch.no_grad()
+def test_a_small_model_compiles_to_one_graph(small: Small) -> None:
+    x = random(5, 3, 4, 4)
+    wanted = small(x)  # layers are made ready by their first call
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_a_small_model_is_exported(small: Small) -> None:
+    x = random(5, 3, 4, 4)
+    small(x)
+    program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    shown = str(program.graph)
+    for name in CASES:
+        assert f"bitwright.{name}" in shown or name == "trellis"
+    for rows in (2, 9):
+        other = random(rows, 3, 4, 4, seed=rows)
+        wanted = small(other)
+        torch.testing.assert_close(program.module()(other), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

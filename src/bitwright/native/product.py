@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from bitwright.errors import InputError
 from bitwright.native.buffers import FLOAT_CODES, float_code, span
 from bitwright.native.linear import NativeWeight
 from bitwright.native.loading import extension, require_library
+from bitwright.native.operators import register
 
 Parts = list[Tensor | None]
 
@@ -221,19 +221,8 @@ def multiply(x: Tensor, product: Product, bias: Tensor | None = None, coding: Co
         InputError: for a dtype, device or shape that the kernels do not serve.
     """
     numbers = [product.step(), *(coding.numbers() if coding is not None else [])]
-    y: Tensor = _operator()(x, product.parts(), bias, product.geometry(), numbers)
+    y: Tensor = _OPERATOR(x, product.parts(), bias, product.geometry(), numbers)
     return y
-
-
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    """Register ``bitwright::product`` with torch at its first use."""
-    torch.library.define(
-        "bitwright::product", "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers) -> Tensor"
-    )
-    torch.library.impl("bitwright::product", "CPU", _run)
-    torch.library.register_fake("bitwright::product", _fake)
-    return torch.ops.bitwright.product.default
 
 
 def _fake(x: Tensor, parts: Parts, bias: Tensor | None, geometry: list[int], numbers: list[float]) -> Tensor:
@@ -331,6 +320,14 @@ def _coding(numbers: list[float]) -> Any:
     given, asymmetric, run, *rest = numbers
     return extension().Coding(bool(given), bool(asymmetric), int(run), *rest)
 
+
+
+
+_OPERATOR = register(
+    "product",
+    "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers) -> Tensor",
+    _run, _fake,
+)  # fmt: skip
 
 __all__ = [
     "AdditiveWeight", "ByteTables", "Coding", "LatticeTables", "Product", "Terms", "TernaryWeight", "Way", "call",

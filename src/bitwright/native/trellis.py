@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from bitwright.errors import InputError
 from bitwright.native.buffers import FLOAT_CODES, float_code, span
 from bitwright.native.linear import ROWS
 from bitwright.native.loading import Library, extension, library, require_library
+from bitwright.native.operators import register
 
 RUN = 32
 """A block of a product is a multiple of so many columns."""
@@ -133,20 +133,8 @@ def linear(x: Tensor, weight: TrellisWeight, bias: Tensor | None = None, *, exac
     Raises:
         InputError: for a dtype, device, shape or code that the kernels do not serve.
     """
-    y: Tensor = _operator()(x, weight.codes, weight.scale, bias, weight.geometry(), weight.offset, exact)
+    y: Tensor = _OPERATOR(x, weight.codes, weight.scale, bias, weight.geometry(), weight.offset, exact)
     return y
-
-
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    """Register ``bitwright::trellis`` with torch at its first use."""
-    torch.library.define(
-        "bitwright::trellis",
-        "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, int[] geometry, float offset, bool exact) -> Tensor",
-    )
-    torch.library.impl("bitwright::trellis", "CPU", _run)
-    torch.library.register_fake("bitwright::trellis", _fake)
-    return torch.ops.bitwright.trellis.default
 
 
 def _fake(
@@ -174,3 +162,10 @@ def _run(
     except ValueError as error:
         raise InputError(f"a product of trellis codes is refused: {error}") from error
     return y
+
+
+_OPERATOR = register(
+    "trellis",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, int[] geometry, float offset, bool exact) -> Tensor",
+    _run, _fake,
+)  # fmt: skip
