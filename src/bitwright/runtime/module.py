@@ -100,7 +100,7 @@ class QuantModule(nn.Module):
         self.exact = options.exact
         self.table = options.table
         self.dtype = options.dtype
-        self._served: dict[tuple[str, torch.dtype, int], tuple[Choice, Any]] = {}
+        self._served: dict[tuple[str, torch.dtype, int | None], tuple[Choice, Any]] = {}
         features = self.input_features()
         scale = self.input_scale
         if scale is not None and scale.numel() not in (1, features):
@@ -192,15 +192,21 @@ class QuantModule(nn.Module):
     def kernel_for(self, x: Tensor, dtype: torch.dtype, rows: int) -> tuple[Choice, Any]:
         """The kernel for this call and its prepared weight; prepared once per kernel and dtype.
 
-        Kernels are told ``rows`` rounded up to a power of two, so that there are few choices to remember.
+        Kernels are told ``rows`` rounded up to a power of two, so that there are few choices to remember. A graph that
+        is compiled or exported holds the kernel for any number of rows, where a call before has made it ready.
         """
+        if torch.compiler.is_compiling():
+            found = self._served.get((x.device.type, dtype, None))
+            if found is not None:
+                return found
         rows = 1 << max(rows - 1, 0).bit_length()
-        key = (x.device.type, dtype, rows)
-        found = self._served.get(key)
+        found = self._served.get((x.device.type, dtype, rows))
         if found is None:
             choice = self.table.choose(self.request(dtype, rows, x.device))
             found = choice, self._prepared(choice, dtype)
-            self._served[key] = found
+            self._served[x.device.type, dtype, rows] = found
+            if self.table.choose(self.request(dtype, None, x.device)).kernel.name == choice.kernel.name:
+                self._served[x.device.type, dtype, None] = found
         return found
 
     def _prepared(self, choice: Choice, dtype: torch.dtype) -> Any:
