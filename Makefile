@@ -54,6 +54,7 @@ native-neon: env  ## cross-compile for 64-bit Arm and run under qemu (Debian: g+
 		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/native-neon
 	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 linear
+	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 variants
 	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 bits
 
 demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html

@@ -57,6 +57,7 @@ class Exact {
 
 void test_linear(const Kernels& kernels, Random& random, int turns);
 void test_bits(const Kernels& kernels, Random& random, int turns);
+void test_variants(const Kernels& kernels, Random& random, int turns);
 void test_pool(Random& random, int turns);
 void test_memory();
 

@@ -1,6 +1,6 @@
 // Runs everything compiled without Python, for the sanitizers and for processors that are only emulated here.
 //   driver [turns] [seed] [part]
-// turns: random cases of each part and instruction set. part: linear, bits, pool or memory; all of them by default.
+// turns: random cases of each part and instruction set. part: linear, variants, bits, pool or memory; all of them by default.
 #include <cstring>
 
 #include "tests/check.h"
@@ -17,7 +17,7 @@ int main(int count, char** arguments) {
   };
   size_t tables;
   const bw::Kernels* const* found = bw::available(&tables);
-  for (const Part& each : {Part{"linear", test_linear}, Part{"bits", test_bits}}) {
+  for (const Part& each : {Part{"linear", test_linear}, Part{"variants", test_variants}, Part{"bits", test_bits}}) {
     for (size_t i = 0; i < tables && wanted(each.name); ++i) {
       Random random(seed);  // the same cases for every instruction set
       each.run(*found[i], random, turns);

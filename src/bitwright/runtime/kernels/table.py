@@ -32,7 +32,6 @@ REFERENCE = Table(
         attention_reference.KERNEL,
     )
 )
-"""The definitions only: products with the dequantized weight, bit for bit the same whether or not that is kept.
 
 For what compares results rather than waits for them: verification, tests.
 """

@@ -1,0 +1,92 @@
+// One product with everything that belongs to it, checked; see call.cpp.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "bindings/library.h"
+#include "bindings/spans.h"
+#include "core/variants.h"
+
+namespace bw {
+
+inline Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
+
+// Which kernel multiplies.
+enum class Way : int {
+  exact = 0,
+  int8 = 1,
+  lookup = 2,
+  bf16 = 3,
+  ternary = 4,
+  bits = 5,
+  sums = 6,
+  pairs = 7,
+  triples = 8,
+  products = 9,
+  nibbles = 10,
+  two_level = 11,
+  mixed = 12,
+};
+constexpr int kWays = 13;
+
+inline Float float_type(int code) {
+  require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
+  return static_cast<Float>(code);
+}
+
+// A pointer to `count` floats of a type.
+inline void* floats(Span span, Float type, int64_t count, const char* name) {
+  if (type == Float::f32) return buffer(span).as<float>(product(count, 4), name);
+  return buffer(span).as<uint16_t>(product(count, 2), name);
+}
+
+// Memory of one call.
+class Workspace {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
+    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
+    if (!memory) throw std::bad_alloc();
+    kept_.emplace_back(memory);
+    return static_cast<T*>(memory);
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::vector<std::unique_ptr<void, Free>> kept_;
+};
+
+struct Call {
+  const Kernels& kernels;
+  Way way;
+  const Weight* weight;
+  const TernaryWeight* ternary;
+  const ByteTables* tables;
+  HalfTable levels;
+  const int32_t* counts;  // whole numbers beside the weight, as its kernel reads them
+  TwoLevel two_level;
+  const Terms* chosen;  // where they hold chosen blocks
+  const Coding* coding;
+  const void* x;
+  Float type;
+  int64_t rows, in, out;
+  int threads;
+
+  int block() const { return ternary ? ternary->block() : weight->block; }
+  int64_t blocks() const { return (in + block() - 1) / block(); }
+};
+
+// Checks that the parts go with each other; x and rows are still to be set.
+Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
+               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
+               int threads);
+// The product and its terms.
+void add_up(const Call& call, const Terms* terms, const Output& output);
+
+}  // namespace bw
