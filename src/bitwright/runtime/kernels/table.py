@@ -5,6 +5,7 @@ from __future__ import annotations
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.kernels.attention import reference as attention_reference
 from bitwright.runtime.kernels.attention import triton as attention_triton
+from bitwright.runtime.kernels.conv2d import catalogue as conv2d_catalogue
 from bitwright.runtime.kernels.conv2d import dense as conv2d_dense
 from bitwright.runtime.kernels.conv2d import native as conv2d_native
 from bitwright.runtime.kernels.conv2d import reference as conv2d_reference
@@ -15,6 +16,7 @@ from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
 from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import native as linear_native
+from bitwright.runtime.kernels.linear import products as linear_products
 from bitwright.runtime.kernels.linear import reference as linear_reference
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
@@ -32,6 +34,7 @@ REFERENCE = Table(
         attention_reference.KERNEL,
     )
 )
+"""The definitions only: products with the dequantized weight, bit for bit the same whether or not that is kept.
 
 For what compares results rather than waits for them: verification, tests.
 """
@@ -40,8 +43,10 @@ TABLE = REFERENCE.with_kernels(
     linear_native.ROUNDED,
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
+    linear_products.KERNEL,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
+    *conv2d_catalogue.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,
