@@ -15,6 +15,7 @@ from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
 from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
 from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
+from bitwright.runtime.kernels.linear import four_bit as linear_four_bit
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import products as linear_products
 from bitwright.runtime.kernels.linear import reference as linear_reference
@@ -44,6 +45,7 @@ TABLE = REFERENCE.with_kernels(
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
     linear_products.KERNEL,
+    *linear_four_bit.KERNELS,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
     *conv2d_catalogue.KERNELS,
