@@ -16,6 +16,7 @@ from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
 from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import four_bit as linear_four_bit
+from bitwright.runtime.kernels.linear import groups as linear_groups
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import products as linear_products
 from bitwright.runtime.kernels.linear import reference as linear_reference
@@ -46,6 +47,7 @@ TABLE = REFERENCE.with_kernels(
     linear_triton_scaled.KERNEL,
     linear_products.KERNEL,
     *linear_four_bit.KERNELS,
+    *linear_groups.KERNELS,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
     *conv2d_catalogue.KERNELS,
