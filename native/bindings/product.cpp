@@ -56,10 +56,12 @@ void choose_blocks(Terms& terms, int64_t out, const Weight& chosen, Span which) 
   const int64_t count = product(chosen.tiles() * kRows, chosen.blocks);
   terms.chosen = chosen;
   terms.which = buffer(which).as<const int32_t>(product(count, 4), "which");
+  int32_t least = 0;
   for (int64_t i = 0; i < count; ++i) {
-    require(terms.which[i] >= 0, "a chosen block has a number");
+    least = terms.which[i] < least ? terms.which[i] : least;
     terms.most = terms.which[i] > terms.most ? terms.which[i] : terms.most;
   }
+  require(least == 0, "chosen blocks have numbers from 0 on");
 }
 
 Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values, int64_t count, int64_t rank,

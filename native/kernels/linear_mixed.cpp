@@ -1,7 +1,9 @@
-// 4-bit weights with activations of 4 bits in most blocks and 8 bits in the others (COMET): products of two 4-bit
-// numbers are added up in fewer bits where the instruction set gains by it.
+// 4-bit weights with activations of 4 bits in most blocks and 8 bits in the others (COMET): many rows add products of two
+// 4-bit numbers up in fewer bits, where the instruction set gains by it. Elsewhere this is the integer product, which
+// takes any codes; one row alone waits for memory and gains nothing either.
 #include "core/pool.h"
 #include "core/table.h"
+#include "kernels/linear.h"
 #include "kernels/planes.h"
 #include "kernels/tile.h"
 #include "kernels/variants.h"
@@ -11,6 +13,7 @@ namespace bw::BW_ISA {
 namespace {
 
 constexpr int kInputs = 8;  // of a vector: two fields of four
+constexpr int kRowsAtOnce = 4;
 
 // The sums of code * x over a block of one tile; narrow: every x is from -8 to 7.
 template <int rows, bool narrow>
@@ -67,10 +70,11 @@ void run_rows(const Weight& weight, int64_t wide, const QuantizedRows& x, const 
 }  // namespace
 
 void linear_mixed(const Weight& weight, int64_t wide, const QuantizedRows& x, const Output& y, int threads) {
+  if (!kNarrowGains || x.rows < kRowsAtOnce) return linear_int8(weight, x, y, threads);
   parallel_for(threads, weight.tiles(), [&](int64_t tile, int) {
     int64_t row = 0;
-    if constexpr (!kLean)
-      for (; row + 4 <= x.rows; row += 4) run_rows<4>(weight, wide, x, y, tile, row);
+    for (; row + kRowsAtOnce <= x.rows; row += kRowsAtOnce)
+      run_rows<kRowsAtOnce>(weight, wide, x, y, tile, row);
     for (; row < x.rows; ++row) run_rows<1>(weight, wide, x, y, tile, row);
   });
 }
