@@ -24,17 +24,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitwright.formats import parse
-from bitwright.native import require_library
+from bitwright.formats import TrellisGrid, parse
+from bitwright.native import require_library, trellis
 from bitwright.native.arena import Arena
+from bitwright.native.buffers import span
 from bitwright.native.linear import ROW_TABLE, TABLE, pack_codes, tiled
+from bitwright.native.loading import Library
 from bitwright.native.product import Coding, Product, Terms, Way, call
 from bitwright.runtime.kernels.linear import native, prepared, products
 
 SHAPES = ((8192, 2048), (4096, 11008))
 ROTATED = 200 << 20
 
-Make = Callable[[int, int], Product]
+
+@dataclass(frozen=True, eq=False)
+class TrellisProduct:
+    """A product of trellis codes, with the face of the others."""
+
+    weight: trellis.TrellisWeight
+    exact: bool
+
+    def bytes(self) -> int:
+        return self.weight.bytes()
+
+
+AnyProduct = Product | TrellisProduct
+Make = Callable[[int, int], AnyProduct]
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,23 @@ def learned(way: Way) -> Make:
     return make
 
 
+def trellis_of(text: str, exact: bool) -> Make:
+    """A trellis with one scale for every row."""
+
+    def make(out: int, columns: int) -> TrellisProduct:
+        grid = parse(text).grid
+        assert isinstance(grid, TrellisGrid)
+        packed = trellis.pack(codes_of(out, columns, 1 << grid.bits), grid.span, grid.bits, grid.state_bits)
+        code = trellis.ONE_MAD if grid.code == "1mad" else trellis.THREE_INST
+        weight = trellis.TrellisWeight(
+            packed, tiled(torch.rand(out, 1)), (out, columns), grid.span, grid.bits, grid.state_bits, code,
+            columns // grid.span, 0.0,
+        )  # fmt: skip
+        return TrellisProduct(weight, exact)
+
+    return make
+
+
 def ternary(out: int, columns: int) -> Product:
     return Product(Way.TERNARY, prepared.ternary_weight(codes_of(out, columns, 3), torch.rand(out, 1).half()))
 
@@ -150,6 +182,7 @@ def ternary(out: int, columns: int) -> Product:
 def with_terms(out: int, columns: int) -> Product:
     """int4 g128 with 0.5 % single weights and factors of rank 32."""
     made = affine(4, Way.INT8)(out, columns)
+    assert isinstance(made, Product)
     each = columns // 200
     starts = torch.arange(out + 1, dtype=torch.int32) * each
     places = torch.randint(0, columns, (out * each,), dtype=torch.int32)
@@ -199,6 +232,10 @@ CASES = (
     Case("w2a2 products of two bytes", uneven, 2),
     Case("2 bits g64", affine(2, Way.INT8, 64)),
     Case("2 bits g64, an eighth with 4", promoted),
+    Case("trellis2 int8", trellis_of("trellis2", False)),
+    Case("trellis2 fp32", trellis_of("trellis2", True)),
+    Case("trellis2 3inst fp32", trellis_of("trellis2-3inst", True)),
+    Case("trellis3 int8", trellis_of("trellis3", False)),
     Case("w8a8", channel(8, Way.INT8), 8),
     Case("w4a8", channel(4, Way.INT8), 8),
     Case("w4a8 upper halves", channel(4, Way.NIBBLES), 8),
@@ -213,14 +250,15 @@ CASES = (
 )
 
 
-def rotated(made: Product, arena: Arena) -> list[Product]:
+def rotated(made: AnyProduct, arena: Arena) -> list[AnyProduct]:
     """Copies of a product whose codes fill more memory than caches hold."""
     codes = made.weight.codes
-    copies = []
+    copies: list[AnyProduct] = []
     for _ in range(max(2, -(-ROTATED // codes.nbytes))):
-        place = arena.take(codes.numel())
+        place = arena.take(codes.nbytes).view(codes.dtype)
         place.copy_(codes.view(-1))
-        copies.append(replace(made, weight=replace(made.weight, codes=place.view(codes.shape))))
+        weight = replace(made.weight, codes=place.view(codes.shape))
+        copies.append(replace(made, weight=weight))  # type: ignore[arg-type]
     return copies
 
 
@@ -239,16 +277,26 @@ def probe(memory: Tensor) -> float:
     return memory.nbytes / (time.perf_counter() - start) / 1e9
 
 
+def trellis_once(made: TrellisProduct, x: Tensor, kernels: Library) -> None:
+    y = torch.empty(len(x), made.weight.shape[0])
+    kernels.trellis_linear(
+        made.weight.handle(), span(x), 0, len(x), span(y), (0, 0), made.exact, torch.get_num_threads()
+    )
+
+
 def once(
-    products: list[Product], x: Tensor, coding: Coding | None, calls: int, instruction_set: str | None
+    products: list[AnyProduct], x: Tensor, coding: Coding | None, calls: int, instruction_set: str | None
 ) -> tuple[float, float]:
     """Microseconds of a call, the mean over `calls` of them: by the clock, and of all processors' time."""
     kernels = require_library(instruction_set)
-    numbers = [products[0].step(), *(coding.numbers() if coding is not None else [])]
+    numbers = coding.numbers() if coding is not None else []
     start, busy = time.perf_counter(), time.process_time()
     for index in range(calls):
         made = products[index % len(products)]
-        y, arguments = call(x, made.parts(), None, made.geometry(), numbers)
+        if isinstance(made, TrellisProduct):
+            trellis_once(made, x, kernels)
+            continue
+        y, arguments = call(x, made.parts(), None, made.geometry(), [made.step(), *numbers])
         kernels.product(*arguments, torch.get_num_threads())
         del y
     return (time.perf_counter() - start) / calls * 1e6, (time.process_time() - busy) / calls * 1e6

@@ -17,11 +17,22 @@ QuantizedRows quantized(const Call& call, Workspace& workspace, float* shift, fl
                            values, call.threads);
   else
     call.kernels.quantize_rows(call.x, call.type, call.rows, call.in, call.block(), codes, scale, sums, call.threads);
+  if (call.way == Way::lattice) exchange_spans(codes, product(places, call.block()));
   return {call.rows, call.block(), call.blocks(), codes, scale, sums};
 }
 
 void multiply(const Call& call, Workspace& workspace, float* shift, float* values, const Output& output) {
   const int64_t places = product(call.blocks(), call.rows), count = product(places, call.block());
+  if (call.way == Way::additive)
+    return call.kernels.additive_float(call.vectors->additive, call.x, call.type, call.rows, output, call.threads);
+  if (call.way == Way::lattice_exact) {
+    float* cut = workspace.take<float>(count);
+    float* sums = workspace.take<float>(places);
+    call.kernels.gather_rows(call.x, call.type, call.rows, call.in, call.block(), cut, sums, call.threads);
+    exchange_spans(cut, count);
+    const FloatRows rows{call.rows, call.block(), call.blocks(), cut, sums};
+    return call.kernels.lattice_float(*call.weight, call.vectors->lattice, rows, output, call.threads);
+  }
   if (call.way == Way::exact) {
     float* cut = workspace.take<float>(count);
     float* sums = workspace.take<float>(places);
@@ -43,6 +54,8 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
     return call.kernels.linear_lookup(*call.weight, *call.tables, rows, output, call.threads);
   if (call.way == Way::sums || call.way == Way::pairs)
     return call.kernels.linear_sums(*call.weight, rows, call.way == Way::pairs, output, call.threads);
+  if (call.way == Way::lattice)
+    return call.kernels.lattice_int8(*call.weight, call.vectors->lattice, rows, output, call.threads);
   if (call.way == Way::triples) return call.kernels.linear_triples(*call.ternary, rows, output, call.threads);
   if (call.way == Way::nibbles)
     return call.kernels.linear_nibbles(*call.weight, call.counts, rows, output, call.threads);
@@ -88,23 +101,34 @@ void check_variants(const Call& call) {
             "sums in 32 bits serve codes of 4 bits, one scale for a row on both sides and up to 65536 inputs");
 }
 
-void check(const Call& call, const Terms* terms) {
-  require(call.ternary || call.weight, "a product needs a weight");
+void check(const Call& call) {
+  require(int{call.ternary != nullptr} + int{call.weight != nullptr} + int{call.additive()} == 1,
+          "a product needs one weight");
+  const bool points = call.way == Way::lattice || call.way == Way::lattice_exact;
+  require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
+          "the tables of vectors do not fit the kernel");
   const bool ternary = call.way == Way::ternary || call.way == Way::triples;
   require(ternary == (call.ternary != nullptr), "the weight does not fit the kernel");
   require(!ternary || (call.way == Way::triples) == call.ternary->triples, "the digits are packed for another kernel");
-  require(call.way != Way::lookup || call.tables, "lookups need tables");
+  require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
+          "lookups need tables, those of rows are of the same weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
+  require(!points || call.weight->bits == call.vectors->bits, "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
   const bool sums = call.way == Way::sums || call.way == Way::pairs;
   require(!sums || (call.weight->out % 64 == 0 && call.weight->block <= 128 && call.weight->block >= 32 &&
                     (call.way == Way::sums ? call.weight->bits <= 4 : call.weight->bits == 2)),
           "tables of sums serve multiples of 64 rows, codes of up to 4 bits and blocks of 32 to 128 inputs");
+}
+
+void check_coding(const Call& call, const Terms* terms) {
   require(call.way != Way::bits || (call.coding && call.coding->run >= call.in && call.weight->block >= 32),
           "products of bits need activations with one code and one scale for a row");
   check_variants(call);
   if (!call.coding) return;
-  require(call.way != Way::exact && call.way != Way::bf16, "coded activations go into integer products");
+  require(
+      call.way != Way::exact && call.way != Way::bf16 && call.way != Way::lattice_exact && call.way != Way::additive,
+      "coded activations go into integer products");
   const int64_t run = call.coding->run;
   require(run >= call.in || run % call.block() == 0, "a scale of activations serves whole blocks");
   const int64_t runs = (call.in + run - 1) / run;
@@ -114,16 +138,16 @@ void check(const Call& call, const Terms* terms) {
 }  // namespace
 
 Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
-               int threads) {
+               const ByteTables* tables, const VectorTables* vectors, Span levels, const Terms* terms,
+               const Coding* coding, Float type, int threads) {
   require(way >= 0 && way < kWays, "no such kernel");
-  require(weight || ternary, "a product needs a weight");
   Call call{*self.kernels,
             static_cast<Way>(way),
             weight,
             ternary,
             tables,
             {},
+            vectors,
             nullptr,
             {},
             nullptr,
@@ -134,9 +158,11 @@ Call make_call(const Library& self, int way, const Weight* weight, const Ternary
             0,
             0,
             checked_threads(threads)};
-  call.in = ternary ? ternary->in : weight->in;
-  call.out = ternary ? ternary->out : weight->out;
-  check(call, terms);
+  check(call);
+  call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
+  call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
+  check_coding(call, terms);
   if (terms && terms->which) {
     require(call.way == Way::int8 && terms->chosen.block == weight->block && terms->most < weight->blocks,
             "chosen blocks are blocks of an integer product");

@@ -9,6 +9,7 @@
 #include "bindings/library.h"
 #include "bindings/spans.h"
 #include "core/variants.h"
+#include "core/vectors.h"
 
 namespace bw {
 
@@ -26,11 +27,14 @@ enum class Way : int {
   pairs = 7,
   triples = 8,
   products = 9,
-  nibbles = 10,
-  two_level = 11,
-  mixed = 12,
+  lattice = 10,
+  lattice_exact = 11,
+  additive = 12,
+  nibbles = 13,
+  two_level = 14,
+  mixed = 15,
 };
-constexpr int kWays = 13;
+constexpr int kWays = 16;
 
 inline Float float_type(int code) {
   require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
@@ -69,6 +73,7 @@ struct Call {
   const TernaryWeight* ternary;
   const ByteTables* tables;
   HalfTable levels;
+  const VectorTables* vectors;
   const int32_t* counts;  // whole numbers beside the weight, as its kernel reads them
   TwoLevel two_level;
   const Terms* chosen;  // where they hold chosen blocks
@@ -78,14 +83,15 @@ struct Call {
   int64_t rows, in, out;
   int threads;
 
-  int block() const { return ternary ? ternary->block() : weight->block; }
+  int block() const { return ternary ? ternary->block() : weight ? weight->block : 16; }
+  bool additive() const { return vectors && vectors->additive.out; }
   int64_t blocks() const { return (in + block() - 1) / block(); }
 };
 
 // Checks that the parts go with each other; x and rows are still to be set.
 Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
-               int threads);
+               const ByteTables* tables, const VectorTables* vectors, Span levels, const Terms* terms,
+               const Coding* coding, Float type, int threads);
 // The product and its terms.
 void add_up(const Call& call, const Terms* terms, const Output& output);
 

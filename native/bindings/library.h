@@ -20,7 +20,9 @@ void bind_linear(nanobind::module_& module, LibraryClass& library);
 void bind_memory(nanobind::module_& module);
 void bind_sweep(nanobind::module_& module, LibraryClass& library);
 void bind_product(nanobind::module_& module, LibraryClass& library);
+void bind_vectors(nanobind::module_& module, LibraryClass& library);
 void bind_decode(nanobind::module_& module);
 void bind_probe(LibraryClass& library);
+void bind_trellis(nanobind::module_& module, LibraryClass& library);
 
 }  // namespace bw

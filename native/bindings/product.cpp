@@ -1,6 +1,7 @@
 // Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
 #include "bindings/call.h"
 #include "core/pool.h"
+#include "core/vectors.h"
 
 #include <cmath>
 
@@ -20,6 +21,8 @@ ByteTables make_tables(const Weight& weight, Span low, Span high, bool by_row, i
   tables.by_row = by_row;
   tables.offset = offset;
   tables.step = step;
+  tables.tiles = weight.tiles();
+  tables.groups = weight.groups;
   return tables;
 }
 
@@ -68,8 +71,11 @@ Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values
                  Span left, Span right, int64_t shifts, Span sums, const Weight* chosen, Span which) {
   require(out >= 1 && in >= 1 && count >= 0 && count < (int64_t{1} << 31) && rank >= 0 && shifts >= 0,
           "the terms have a wrong shape");
+  require(out <= int64_t{1} << 31 && in <= int64_t{1} << 31, "the terms have a wrong shape");
   const int64_t rows = product((out + kRows - 1) / kRows, kRows);
   Terms terms;
+  terms.out = out;
+  terms.in = in;
   if (given(starts)) {
     terms.starts = buffer(starts).as<const int32_t>(product(out + 1, 4), "starts");
     terms.columns = buffer(columns).as<const int32_t>(product(count, 4), "columns");
@@ -96,10 +102,10 @@ Coding make_coding(bool is_given, bool asymmetric, bool bipolar, int64_t run, fl
 }
 
 void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
-         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
-         int threads) {
+         const VectorTables* vectors, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
+         int64_t rows, Span y, Span bias, int threads) {
   const Float type = float_type(type_code);
-  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  Call call = make_call(self, way, weight, ternary, tables, vectors, levels, terms, coding, type, threads);
   call.rows = rows;
   call.x = floats(x, type, product(rows, call.in), "x");
   Output output;
@@ -144,12 +150,12 @@ Windows make_windows(const Call& call, std::tuple<int64_t, int64_t, int64_t, int
 
 // One group of a convolution: y[batch][outputs][positions], this group's outputs from `first_output`.
 void convolve(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-              const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
-              std::tuple<int64_t, int64_t, int64_t, int64_t> images, int64_t first_channel, Pair kernel, Pair stride,
-              Pair before, Pair dilation, Pair positions, Span y, int64_t outputs, int64_t first_output, Span bias,
-              int threads) {
+              const ByteTables* tables, const VectorTables* vectors, Span levels, const Terms* terms,
+              const Coding* coding, Span x, int type_code, std::tuple<int64_t, int64_t, int64_t, int64_t> images,
+              int64_t first_channel, Pair kernel, Pair stride, Pair before, Pair dilation, Pair positions, Span y,
+              int64_t outputs, int64_t first_output, Span bias, int threads) {
   const Float type = float_type(type_code);
-  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  Call call = make_call(self, way, weight, ternary, tables, vectors, levels, terms, coding, type, threads);
   Windows windows = make_windows(call, images, first_channel, kernel, stride, before, dilation, positions);
   const int64_t batch = std::get<0>(images), space = windows.positions();
   const int64_t pixels = product(windows.height, windows.width);
@@ -205,14 +211,15 @@ void bind_product(nb::module_& module, LibraryClass& library) {
         new (self) Coding(make_coding(is_given, asymmetric, bipolar, run, low, high, steps, clip, scale, zero, wide));
       });
   library.def("convolve", convolve, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
-              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
-              nb::arg("x"), nb::arg("type"), nb::arg("images"), nb::arg("first_channel"), nb::arg("kernel"),
-              nb::arg("stride"), nb::arg("before"), nb::arg("dilation"), nb::arg("positions"), nb::arg("y"),
-              nb::arg("outputs"), nb::arg("first_output"), nb::arg("bias"), nb::arg("threads"));
+              nb::arg("tables").none(), nb::arg("vectors").none(), nb::arg("levels"), nb::arg("terms").none(),
+              nb::arg("coding").none(), nb::arg("x"), nb::arg("type"), nb::arg("images"), nb::arg("first_channel"),
+              nb::arg("kernel"), nb::arg("stride"), nb::arg("before"), nb::arg("dilation"), nb::arg("positions"),
+              nb::arg("y"), nb::arg("outputs"), nb::arg("first_output"), nb::arg("bias"), nb::arg("threads"));
   library.def_prop_ro("has_bf16", [](const Library& self) { return self.kernels->linear_bf16 != nullptr; });
   library.def("product", run, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
-              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
-              nb::arg("x"), nb::arg("type"), nb::arg("rows"), nb::arg("y"), nb::arg("bias"), nb::arg("threads"));
+              nb::arg("tables").none(), nb::arg("vectors").none(), nb::arg("levels"), nb::arg("terms").none(),
+              nb::arg("coding").none(), nb::arg("x"), nb::arg("type"), nb::arg("rows"), nb::arg("y"), nb::arg("bias"),
+              nb::arg("threads"));
 }
 
 }  // namespace bw

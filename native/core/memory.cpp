@@ -18,6 +18,18 @@ size_t rounded(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 }  // namespace
 
+bool prefetches_help() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  static const bool intel = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") != 0;
+  }();
+  return intel;
+#else
+  return false;
+#endif
+}
+
 #if defined(__linux__)
 void* take_pages(size_t bytes) {
   const size_t size = rounded(bytes);

@@ -14,6 +14,11 @@ struct ByteTables {
   bool by_row = false;
   int32_t offset = 0;
   float step = 1;
+  int64_t tiles = 0, groups = 0;  // of the weight that tables of its rows were made for
+
+  bool serve(const Weight& weight) const {
+    return weight.bits >= 2 && weight.bits <= 4 && (!by_row || (tiles == weight.tiles() && groups == weight.groups));
+  }
 };
 
 // Levels of 2^bits codes as bf16.
@@ -58,6 +63,7 @@ struct BitRows {
 // Beside the coded term: values of single weights, a product of two narrow matrices, and a product with factors that
 // the caller gives per row (zero points of activations).
 struct Terms {
+  int64_t out = 0, in = 0;  // of the matrix that they were made for
   const int32_t* starts = nullptr;  // [out + 1], or null
   const int32_t* columns = nullptr;
   const float* values = nullptr;

@@ -143,5 +143,7 @@ inline void store_low_bytes(int8_t* p, I32x16 a) {
 inline F32x16 lookup16(F32x16 table, I32x16 index) { return {_mm512_permutexvar_ps(index.v, table.v)}; }
 inline F32x16 gather(const float* table, I32x16 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second cache.
+inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace bw::BW_ISA

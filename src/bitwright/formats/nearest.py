@@ -9,7 +9,6 @@ from bitwright.errors import InputError
 from bitwright.formats.format import Format
 from bitwright.formats.grids import IntGrid
 from bitwright.formats.layout import Layout
-from bitwright.formats.tables import CodebookGrid
 from bitwright.formats.tensor import Codes
 
 CHUNK = 1 << 17
@@ -54,10 +53,11 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
     Raises:
         InputError: NaN or Inf in ``w``; a grid with a learned codebook; a scale that its type cannot hold.
     """
-    if isinstance(fmt.grid, CodebookGrid):
+    if fmt.learned:
         raise InputError(f"{fmt} has a learned codebook; use a recipe that fits one, e.g. squeezellm")
     if fmt.wide:
         raise InputError(f"{fmt} rounds activations; a matrix has one format")
+    fmt.check_shape(tuple(w.shape))
     layout = fmt.granularity.layout(tuple(w.shape))
     low, high = _matrix_range(fmt, w, layout)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
@@ -83,6 +83,7 @@ def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
     """
     if fmt.wide:
         return _two_widths(fmt, x)
+    fmt.check_shape(tuple(x.shape))
     matrix = x.reshape(-1, x.shape[-1])
     layout = fmt.granularity.layout(tuple(matrix.shape))
     g = layout.split(matrix)

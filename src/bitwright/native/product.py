@@ -46,11 +46,17 @@ class Way(IntEnum):
     """Tables of sums of three activations; three ternary digits in five bits."""
     PRODUCTS = 9
     """A table of products; codes of 2 bits and coded activations of 2 bits."""
-    NIBBLES = 10
+    LATTICE = 10
+    """Integers; points of E8P."""
+    LATTICE_EXACT = 11
+    """fp32; points of E8P."""
+    ADDITIVE = 12
+    """fp32; sums of entries of learned codebooks."""
+    NIBBLES = 13
     """Integers; 4 bits in two's complement, one scale for a row on both sides."""
-    TWO_LEVEL = 11
+    TWO_LEVEL = 14
     """Integers; 4 bits under whole scales for blocks and one float scale for a row."""
-    MIXED = 12
+    MIXED = 15
     """Integers; 4 bits, activations of 4 bits in the first blocks and 8 in the others."""
 
 
@@ -66,6 +72,40 @@ class ByteTables:
     offset: int
     step: float
     by_row: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeTables:
+    """How words of E8P become whole numbers, uint8; ``native/core/vectors.h`` has the shapes."""
+
+    patterns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveWeight:
+    """Sums of entries of codebooks of 8 weights.
+
+    Attributes:
+        codes: uint8 ``[out, in / 8 * books * index_bytes]``: indices, rows as they are saved.
+        scale: fp32 ``[out, groups]``, one for every ``group`` inputs. entries: fp16 ``[books, 256 or 65536, 8]``.
+        shape: ``(out, in)``.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    entries: Tensor
+    shape: tuple[int, int]
+    index_bytes: int
+    group: int
+
+    def bytes(self) -> int:
+        """Bytes that a product reads."""
+        return self.codes.nbytes + self.scale.nbytes + self.entries.nbytes
+
+    def geometry(self) -> list[int]:
+        """The whole numbers of the weight, as the operator takes them."""
+        return [*self.shape, self.entries.shape[0], self.index_bytes, self.group, 0, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +192,21 @@ class Product:
     """
 
     way: Way
-    weight: NativeWeight | TernaryWeight
+    weight: NativeWeight | TernaryWeight | AdditiveWeight
     tables: ByteTables | None = None
     levels: Tensor | None = None
     terms: Terms | None = None
+    points: LatticeTables | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
         return self.weight.shape
+
+    @property
+    def vectors(self) -> bool:
+        """Whether the weight is coded as vectors."""
+        return self.way >= Way.LATTICE
 
     def bytes(self) -> int:
         """Bytes that a product of one row reads."""
@@ -173,7 +219,13 @@ class Product:
         tables, terms = self.tables, self.terms or Terms()
         zero = self.weight.zero if isinstance(self.weight, NativeWeight) else None
         table = self.weight.table if isinstance(self.weight, NativeWeight) else None
-        low, high = (None, None) if tables is None else (tables.low, tables.high)
+        low = high = None
+        if tables is not None:
+            low, high = tables.low, tables.high
+        elif self.points is not None:
+            low, high = self.points.patterns, self.points.values
+        elif isinstance(self.weight, AdditiveWeight):
+            low = self.weight.entries
         return [
             self.weight.codes, self.weight.scale, zero, table, low, high, self.levels, terms.starts, terms.columns,
             terms.values, terms.left, terms.right, terms.sums, *self._chosen(),
@@ -190,7 +242,7 @@ class Product:
         """Whole numbers in the operator's order."""
         tables = self.tables
         offset, by_row = (0, 0) if tables is None else (tables.offset, int(tables.by_row))
-        plain = self.weight.geometry() if isinstance(self.weight, NativeWeight) else [*self.shape, 2, 0, 0, 0, 0]
+        plain = [*self.shape, 2, 0, 0, 0, 0] if isinstance(self.weight, TernaryWeight) else self.weight.geometry()
         chosen = 0 if self.terms is None or self.terms.chosen is None else self.terms.chosen.shape[1]
         return [int(self.way), int(self.terms is not None), offset, by_row, *plain, chosen]
 
@@ -265,11 +317,13 @@ def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[An
         tables = None
         if way == Way.LOOKUP:
             tables = extension().ByteTables(weight, _bytes(low), _bytes(high), bool(by_row), offset, numbers[0])
+        vectors = _vectors(way, weight, parts, geometry)
         terms = _terms(parts, geometry) if has_terms else None
         coding = _coding(numbers[1:]) if len(numbers) > 1 else None
     except ValueError as error:
         raise InputError(f"the parts of a product do not fit: {error}") from error
-    return [way, weight, ternary, tables, span(levels, torch.bfloat16, torch.int32, torch.uint8), terms, coding]
+    beside = span(levels, torch.bfloat16, torch.int32, torch.uint8)
+    return [way, weight, ternary, tables, vectors, beside, terms, coding]
 
 
 def _bytes(tensor: Tensor | None) -> tuple[int, int]:
@@ -280,6 +334,8 @@ def _weight(way: int, parts: Parts, geometry: list[int]) -> tuple[Any, Any]:
     codes, scale, zero, table = parts[:4]
     if codes is None or scale is None:
         raise InputError("a product needs codes and scales")
+    if way == Way.ADDITIVE:
+        return None, None
     if way in (Way.TERNARY, Way.TRIPLES):
         kind = FLOAT_CODES[scale.dtype]
         shape, triples = geometry[4:6], way == Way.TRIPLES
@@ -287,6 +343,18 @@ def _weight(way: int, parts: Parts, geometry: list[int]) -> tuple[Any, Any]:
     out, columns, bits, block, per_scale, levels, constant = geometry[4:11]
     view = NativeWeight(codes, scale, zero, table, (out, columns), bits, block, per_scale, levels, constant)
     return view.handle(), None
+
+
+def _vectors(way: int, weight: Any, parts: Parts, geometry: list[int]) -> Any:
+    codes, scale, low, high = parts[0], parts[1], parts[4], parts[5]
+    if way in (Way.LATTICE, Way.LATTICE_EXACT):
+        return extension().lattice_tables(weight, _bytes(low), _bytes(high))
+    if way == Way.ADDITIVE:
+        out, columns, books, index_bytes, group = geometry[4:9]
+        return extension().additive_tables(
+            out, columns, books, index_bytes, group, _bytes(codes), span(low, torch.float16), span(scale, torch.float32)
+        )
+    return None
 
 
 def _terms(parts: Parts, geometry: list[int]) -> Any:
@@ -308,4 +376,7 @@ def _coding(numbers: list[float]) -> Any:
     return extension().Coding(bool(given), bool(asymmetric), bool(bipolar), int(run), *rest, int(wide))
 
 
-__all__ = ["ByteTables", "Coding", "Product", "Terms", "TernaryWeight", "Way", "call", "multiply", "operands"]
+__all__ = [
+    "AdditiveWeight", "ByteTables", "Coding", "LatticeTables", "Product", "Terms", "TernaryWeight", "Way", "call",
+    "multiply", "operands",
+]  # fmt: skip

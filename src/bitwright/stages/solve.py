@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, Codes, LowRank, QuantizedTensor, Sparse
+from bitwright.formats import Codes, LowRank, QuantizedTensor, Sparse
 from bitwright.formats.tensor import Term
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import FormatChooser, Quantizer, Residual, WeightContext
@@ -53,11 +53,11 @@ def _check(w: Tensor, quantizer: Quantizer, context: WeightContext) -> None:
     low, high = w.aminmax()
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where} holds NaN or Inf; repair the checkpoint before quantizing it")
-    learned = isinstance(quantizer.format.grid, CodebookGrid)
+    learned = quantizer.format.learned
     if learned != (quantizer.codebook is not None):
         raise InputError(
             f"format '{quantizer.format}' and codebook {quantizer.codebook!r} do not fit together; "
-            "a lut format needs a codebook learner and no other format takes one"
+            "a lut or vq format needs a codebook learner and no other format takes one"
         )
 
 

@@ -20,9 +20,11 @@ from bitwright.runtime.kernels.linear import groups as linear_groups
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import products as linear_products
 from bitwright.runtime.kernels.linear import reference as linear_reference
+from bitwright.runtime.kernels.linear import trellis as linear_trellis
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
 from bitwright.runtime.kernels.linear import variants as linear_variants
+from bitwright.runtime.kernels.linear import vectors as linear_vectors
 
 REFERENCE = Table(
     (
@@ -51,6 +53,8 @@ TABLE = REFERENCE.with_kernels(
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
     *conv2d_catalogue.KERNELS,
+    *linear_trellis.KERNELS,
+    *linear_vectors.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,

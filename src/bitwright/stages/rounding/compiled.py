@@ -48,7 +48,7 @@ def rounding_rule(bound: BoundQuantizer, columns: Tensor, first: int, total: int
     zero = None if zero is None else torch.nn.functional.pad(zero, (0, missing)).contiguous()
     if isinstance(bound.form, Affine):
         return RoundingRule(AFFINE, sets, scale, zero, bound.form.low, bound.form.high)
-    assert bound.form is not None
+    assert isinstance(bound.form, Levels)
     levels = bound.form.levels
     # A minifloat's zero has two codes.
     codes = torch.stack([bound.format.grid.encode(side) for side in (levels, levels.where(levels != 0, -0.0))])
