@@ -28,10 +28,10 @@ from bitwright.formats import TrellisGrid, parse
 from bitwright.native import require_library, trellis
 from bitwright.native.arena import Arena
 from bitwright.native.buffers import span
-from bitwright.native.linear import ROW_TABLE, TABLE, pack_codes, tiled
+from bitwright.native.linear import ROW_TABLE, TABLE, NativeWeight, pack_codes, tiled
 from bitwright.native.loading import Library
-from bitwright.native.product import Coding, Product, Terms, Way, call
-from bitwright.runtime.kernels.linear import native, prepared, products
+from bitwright.native.product import AdditiveWeight, Coding, Product, Terms, Way, call
+from bitwright.runtime.kernels.linear import native, prepared, products, vectors
 
 SHAPES = ((8192, 2048), (4096, 11008))
 ROTATED = 200 << 20
@@ -175,6 +175,32 @@ def trellis_of(text: str, exact: bool) -> Make:
     return make
 
 
+def points(bits: int, way: Way) -> Make:
+    """Points of E8P with one scale for a row."""
+
+    def make(out: int, columns: int) -> Product:
+        words = torch.randint(0, 256, (-(-out // 16) * -(-columns // 128) * 16 * 16 * bits,), dtype=torch.uint8)
+        weight = NativeWeight(
+            words, tiled(torch.rand(out, 1).half()), None, None, (out, columns), bits, 128, -(-columns // 128),
+            constant_zero=vectors.lattice_zero(bits),
+        )  # fmt: skip
+        return Product(way, weight, points=vectors.lattice_tables(bits))
+
+    return make
+
+
+def entries(books: int, index_bytes: int) -> Make:
+    """Sums of entries of codebooks of 8 weights with one scale for a row."""
+
+    def make(out: int, columns: int) -> Product:
+        codes = torch.randint(0, 256, (out, columns // 8 * books * index_bytes), dtype=torch.uint8)
+        book = torch.randn(books, 1 << 8 * index_bytes, 8).half()
+        weight = AdditiveWeight(codes, torch.rand(out, 1), book, (out, columns), index_bytes, columns)
+        return Product(Way.ADDITIVE, weight)
+
+    return make
+
+
 def ternary(out: int, columns: int) -> Product:
     return Product(Way.TERNARY, prepared.ternary_weight(codes_of(out, columns, 3), torch.rand(out, 1).half()))
 
@@ -224,6 +250,12 @@ CASES = (
     Case("e4m3 channel bf16", table("e4m3 channel", Way.BF16)),
     Case("e4m3 channel fp32", table("e4m3 channel", Way.EXACT), prompt=False),
     Case("mxfp6 bf16", table("mxfp6_e3m2", Way.BF16)),
+    Case("e8p int8", points(2, Way.LATTICE)),
+    Case("e8p fp32", points(2, Way.LATTICE_EXACT)),
+    Case("e8p3 int8", points(3, Way.LATTICE)),
+    Case("e8p4 int8", points(4, Way.LATTICE)),
+    Case("vq2x8d8 fp32", entries(2, 1)),
+    Case("vq1x16d8 fp32", entries(1, 2)),
     Case("ternary base 3", ternary),
     Case("ternary 2 bits", channel(2, Way.INT8)),
     Case("ternary TL1", channel(2, Way.PAIRS)),

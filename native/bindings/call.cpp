@@ -113,7 +113,8 @@ void check(const Call& call) {
   require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
           "lookups need tables, those of rows are of the same weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
-  require(!points || call.weight->bits == call.vectors->bits, "the tables are those of other points");
+  require(!points || (call.weight->bits == call.vectors->bits && call.weight->block % 32 == 0),
+          "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
   const bool sums = call.way == Way::sums || call.way == Way::pairs;
   require(!sums || (call.weight->out % 64 == 0 && call.weight->block <= 128 && call.weight->block >= 32 &&

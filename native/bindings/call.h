@@ -1,13 +1,9 @@
 // One product with everything that belongs to it, checked; see call.cpp.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <vector>
-
 #include "bindings/library.h"
 #include "bindings/spans.h"
+#include "bindings/workspace.h"
 #include "core/variants.h"
 #include "core/vectors.h"
 
@@ -46,25 +42,6 @@ inline void* floats(Span span, Float type, int64_t count, const char* name) {
   if (type == Float::f32) return buffer(span).as<float>(product(count, 4), name);
   return buffer(span).as<uint16_t>(product(count, 2), name);
 }
-
-// Memory of one call.
-class Workspace {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
-    if (!memory) throw std::bad_alloc();
-    kept_.emplace_back(memory);
-    return static_cast<T*>(memory);
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::vector<std::unique_ptr<void, Free>> kept_;
-};
 
 struct Call {
   const Kernels& kernels;

@@ -32,7 +32,7 @@ VectorTables make_additive(int64_t out, int64_t in, int64_t books, int64_t index
   weight.in = in;
   weight.books = books;
   weight.index_bytes = index_bytes;
-  weight.group = group;
+  weight.group = group < in ? group : in;
   weight.codes = elements<const uint8_t>(codes, product(out, weight.row_bytes()), "codes");
   weight.entries = elements<const uint16_t>(entries, books * (int64_t{1} << 8 * index_bytes) * kSpan, "entries");
   weight.scale = elements<const float>(scale, product(out, weight.groups()), "scale");

@@ -25,8 +25,8 @@ SHIFT = 0.25
 RESIDUAL_SCALE = {3: 1 / 2, 4: 2 / 7}
 """What the second codebook is multiplied by.
 
-The squared error on normal weights is least near 0.49 and 0.29; these fractions lie within its flat bottom, and with
-them every level is a whole number of steps of 1/4 (3 bits) and 1/28 (4 bits) that fits a byte.
+The squared error on normal weights is least near these fractions (docs/decisions.md, 17), and with them every level is
+a whole number of steps of 1/4 (3 bits) and 1/28 (4 bits) that fits a byte.
 """
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.formats import Format, TrellisGrid
+from bitwright.formats import Format
 from bitwright.formats.scales import SMALLEST_SCALE
 from bitwright.stages.quantizer import Fitted, WeightContext
 from bitwright.statistics import Statistic
@@ -20,6 +20,7 @@ class RootMeanSquare:
     One pass over the weights, where a search of the range would have to code them for every scale that it tries. On
     normal weights of two bits the squared error is flat around its least: 0.0725, 0.0696, 0.0694 and 0.0693 for the
     factors 0.9, 0.985, 1 and 1.03. Fewer bits want a smaller factor (0.9 for one), more bits a slightly larger one.
+    Points of E8P are best near 0.97; learned codebooks of vectors take whatever size they are given.
     """
 
     factor: float = 1.0
@@ -39,7 +40,7 @@ class RootMeanSquare:
         Raises:
             InputError: a format whose levels have no unit variance.
         """
-        if not isinstance(format.grid, TrellisGrid):
+        if format.grid.span == 1:
             raise InputError(f"the root mean square fits levels of unit variance, not '{format}'; use Mse")
         square = g.float().square()
         if mask is None:
