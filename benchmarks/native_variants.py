@@ -28,10 +28,10 @@ from bitwright.formats import TrellisGrid, parse
 from bitwright.native import require_library, trellis
 from bitwright.native.arena import Arena
 from bitwright.native.buffers import span
-from bitwright.native.linear import ROW_TABLE, TABLE, NativeWeight, tiled
+from bitwright.native.linear import ROW_TABLE, TABLE, NativeWeight, pack_codes, tiled
 from bitwright.native.loading import Library
 from bitwright.native.product import AdditiveWeight, Coding, Product, Terms, Way, call
-from bitwright.runtime.kernels.linear import native, prepared, vectors
+from bitwright.runtime.kernels.linear import native, prepared, products, vectors
 
 SHAPES = ((8192, 2048), (4096, 11008))
 ROTATED = 200 << 20
@@ -81,8 +81,10 @@ def channel(bits: int, way: Way) -> Make:
     """One scale for a row: what coded activations with a scale for every token go with."""
 
     def make(out: int, columns: int) -> Product:
-        levels = 3 if way == Way.PAIRS else 1 << bits
+        levels = 3 if way in (Way.PAIRS, Way.TRIPLES) else 1 << bits
         codes = codes_of(out, columns, levels)
+        if way == Way.TRIPLES:
+            return Product(way, prepared.triples_weight(codes, torch.rand(out, 1).half()))
         blocks = -(-columns // 128)
         plain = prepared.native_codes(codes, bits, 128, blocks, torch.rand(out, 1).half(), None, 1 << (bits - 1))
         if way == Way.BITS:
@@ -92,9 +94,33 @@ def channel(bits: int, way: Way) -> Make:
             return Product(way, replace(plain, codes=prepared.sum_nibbles(codes, bits, 128)))
         if way == Way.PAIRS:
             return Product(way, replace(plain, codes=prepared.pair_nibbles(codes, 128)))
+        if way == Way.PRODUCTS:
+            return Product(way, plain, levels=products.table_of(torch.arange(4), torch.arange(4) - 2))
+        if way == Way.NIBBLES:
+            sums = tiled((codes.int() - 8).sum(1, keepdim=True, dtype=torch.int32))
+            made = replace(plain, codes=pack_codes(codes ^ 8, 4, 128), constant_zero=0)
+            return Product(way, made, levels=sums)
+        if way == Way.TWO_LEVEL:
+            parameters = torch.randint(1, 16, (2, -(-out // 16), blocks, 16), dtype=torch.uint8)
+            return Product(way, plain, levels=parameters)
         return Product(way, plain)
 
     return make
+
+
+def uneven(out: int, columns: int) -> Product:
+    """2-bit weights and inputs with levels of two bytes."""
+    made = channel(2, Way.PRODUCTS)(out, columns)
+    table = products.table_of(torch.tensor([-5, -1, 2, 7]), torch.tensor([-30, -3, 4, 40]))
+    return replace(made, levels=table)
+
+
+def promoted(out: int, columns: int) -> Product:
+    """Groups of 64 with 2 bits, an eighth of them with 4."""
+    made, count = affine(2, Way.INT8, 64)(out, columns), columns // 512
+    chosen = prepared.native_codes(codes_of(out, count * 64, 4), 2, 64, 1, torch.rand(out, count).half())
+    which = torch.rand(out, columns // 64).topk(count, dim=1).indices.sort(dim=1).values.to(torch.int32)
+    return replace(made, terms=Terms(chosen=chosen, which=tiled(which)))
 
 
 def table(text: str, way: Way) -> Make:
@@ -233,12 +259,22 @@ CASES = (
     Case("ternary base 3", ternary),
     Case("ternary 2 bits", channel(2, Way.INT8)),
     Case("ternary TL1", channel(2, Way.PAIRS)),
+    Case("ternary TL2", channel(2, Way.TRIPLES)),
+    Case("w2a2 products", channel(2, Way.PRODUCTS), 2),
+    Case("w2a2 products of two bytes", uneven, 2),
+    Case("2 bits g64", affine(2, Way.INT8, 64)),
+    Case("2 bits g64, an eighth with 4", promoted),
     Case("trellis2 int8", trellis_of("trellis2", False)),
     Case("trellis2 fp32", trellis_of("trellis2", True)),
     Case("trellis2 3inst fp32", trellis_of("trellis2-3inst", True)),
     Case("trellis3 int8", trellis_of("trellis3", False)),
     Case("w8a8", channel(8, Way.INT8), 8),
     Case("w4a8", channel(4, Way.INT8), 8),
+    Case("w4a8 upper halves", channel(4, Way.NIBBLES), 8),
+    Case("w4a8 g128", affine(4, Way.INT8), 8),
+    Case("w4a8 g128 two levels", channel(4, Way.TWO_LEVEL), 8),
+    Case("w4a4 g128", affine(4, Way.INT8), 4),
+    Case("w4a4 g128, an eighth of inputs with 8", affine(4, Way.MIXED), 4),
     *(Case(f"w{bits} int8", channel(bits, Way.INT8)) for bits in (1, 2, 3, 4)),
     *(Case(f"w{bits} sums", channel(bits, Way.SUMS)) for bits in (1, 2, 3, 4)),
     *(Case(f"w{bits}a{bits} int8", channel(bits, Way.INT8), bits) for bits in (1, 2, 3, 4)),
@@ -262,7 +298,8 @@ def coding_of(case: Case, columns: int) -> Coding | None:
     if case.coded is None:
         return None
     low, high = (-(1 << (case.coded - 1)), (1 << (case.coded - 1)) - 1) if case.coded > 1 else (0, 1)
-    return Coding(columns, low, high, max((high - low) / 2, 1.0))
+    wide = columns - columns // 1024 * 128 if "eighth of inputs" in case.name else -1
+    return Coding(columns, low, high, max((high - low) / 2, 1.0), wide=wide)
 
 
 def probe(memory: Tensor) -> float:

@@ -109,6 +109,20 @@ struct Kernels {
                       const Output&, int threads);
   // Nibbles of 4 bits of a plane, or of two ternary digits: codes [out / 64][blocks][planes][64 * ...].
   void (*linear_sums)(const Weight&, const QuantizedRows&, bool ternary, const Output&, int threads);
+  // Three ternary digits in five bits.
+  void (*linear_triples)(const TernaryWeight&, const QuantizedRows&, const Output&, int threads);
+  // Codes of 2 bits, each times an activation of 2 bits out of a table.
+  void (*linear_products)(const Weight&, const ProductTable&, const QuantizedRows&, const Output&, int threads);
+  // Codes of 4 bits in two's complement, one scale for a row on both sides; sums[tiles][16] of the weights.
+  void (*linear_nibbles)(const Weight&, const int32_t* sums, const QuantizedRows&, const Output&, int threads);
+  // Codes of 4 bits, one float scale for a row on both sides.
+  void (*linear_two_level)(const Weight&, const TwoLevel&, const QuantizedRows&, const Output&, int threads);
+  // y = main + bias + the product of a weight whose block b of row r meets the block of x that
+  // which[tiles][blocks][16] names; main[rows][out].
+  void (*add_blocks)(const Weight&, const int32_t* which, const QuantizedRows&, const float* main, const Output&,
+                     int threads);
+  // Codes of 4 bits; the activations of the blocks before `wide` have 4 bits, the others 8.
+  void (*linear_mixed)(const Weight&, int64_t wide, const QuantizedRows&, const Output&, int threads);
   // y = main + terms + bias, main[rows][out].
   void (*add_terms)(const Terms&, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
                     const Output&, int threads);

@@ -39,8 +39,10 @@ class Row {
       }
     }
     const float bad = sum(probe);
-    if (coding_.given) return {coding_.scale + bad, coding_.zero};
+    if (coding_.given) return {coding_.scale + bad, coding_.bipolar ? -0.5f : coding_.zero};
     const float top = largest(high) * coding_.clip;
+    // The definition's scale of bipolar levels is half a step.
+    if (coding_.bipolar) return {2 * positive(top / (2 * coding_.steps), top) + bad, -0.5f};
     if (!coding_.asymmetric) return {positive(top / coding_.steps, top) + bad, 0};
     const float bottom = -largest(sub(zero_f32(), low)) * coding_.clip;
     const float scale = positive((top - bottom) / coding_.steps, top - bottom);
@@ -62,7 +64,7 @@ class Row {
       F32x16 level = div(load(piece), scale);
       if (coding_.asymmetric) level = add(level, zero);
       // Rounded before it is cut, as the definition does: integers at both ends make the order indifferent.
-      const F32x16 cut = min(max(level, low), high);
+      const F32x16 cut = min(max(coding_.bipolar ? below(level) : level, low), high);
       const I32x16 code = sub(to_i32(cut), splat_i32(centre));
       store_low_bytes(codes, code);
       if (values && count) {
@@ -80,6 +82,11 @@ class Row {
   }
 
  private:
+  // The largest whole number below x.
+  static F32x16 below(F32x16 x) {
+    const I32x16 nearest = to_i32(min(max(x, splat(-300.0f)), splat(300.0f)));
+    return to_f32(sub(count_greater(nearest, x, to_f32(nearest)), splat_i32(1)));
+  }
   static float positive(float scale, float extent) {
     if (!(extent > 0)) return 1;
     return scale < kSmallest ? kSmallest : scale;
@@ -91,16 +98,26 @@ class Row {
   int64_t start_;
 };
 
+// The coding of inputs from `wide` on.
+Coding widened(Coding coding) {
+  coding.low = -128, coding.high = 127, coding.steps = 127.5f;
+  return coding;
+}
+
 }  // namespace
 
 void code_rows(const Coding& coding, const void* x, Float type, int64_t rows, int64_t in, int block, int8_t* codes,
                float* scale, int32_t* sums, float* shift, float* values, int threads) {
   const int64_t runs = (in + coding.run - 1) / coding.run;
+  const Coding wide = widened(coding);
   const int32_t centre = coding.asymmetric && coding.high > 127 ? 128 : 0;
   parallel_for(rows > 1 ? threads : 1, rows, [&](int64_t r, int) {
-    const Row row(coding, x, type, r, in);
-    for (int64_t run = 0; run < runs; ++run) {
-      const int64_t first = run * coding.run, stop = smaller(in, first + coding.run);
+    const Row narrow_row(coding, x, type, r, in), wide_row(wide, x, type, r, in);
+    int64_t stop = 0;
+    for (int64_t run = 0, first = 0; first < in; ++run, first = stop) {
+      const bool is_wide = coding.wide >= 0 && first >= coding.wide;
+      const Row& row = is_wide ? wide_row : narrow_row;
+      stop = smaller(coding.wide < 0 || is_wide ? in : smaller(in, coding.wide), first + coding.run);
       const Range range = row.range(first, stop);
       if (shift) shift[r * runs + run] = -range.scale * (range.zero - static_cast<float>(centre));
       for (int64_t k = first; k < stop; k += block) {

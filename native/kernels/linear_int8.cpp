@@ -122,8 +122,8 @@ struct Panel {
   int tiles;
 };
 
-// One block of `tiles` tiles with `rows` rows.
-template <int rows, int tiles>
+// One block of `tiles` tiles with `rows` rows; bytes are up to `most`.
+template <int rows, int tiles, int most>
 inline void panel_block(const Weight& weight, const QuantizedRows& x, const Panel& panel, int64_t b, int64_t row,
                         float* sums) {
   const int64_t place = b * x.rows + row, group = b / weight.blocks_per_scale;
@@ -134,7 +134,7 @@ inline void panel_block(const Weight& weight, const QuantizedRows& x, const Pane
     U8x64 w[tiles];
     unroll<tiles>([&](auto t) { w[t] = load_bytes(panel.bytes + (t * (weight.block / 4) + q) * kVector); });
     unroll<rows>([&](auto r) {
-      unroll<tiles>([&](auto t) { acc[r][t] = dot<255>(acc[r][t], w[t], codes + r * weight.block + 4 * q); });
+      unroll<tiles>([&](auto t) { acc[r][t] = dot<most>(acc[r][t], w[t], codes + r * weight.block + 4 * q); });
     });
   }
   float row_scale[rows], row_sum[rows];
@@ -153,17 +153,17 @@ inline void panel_block(const Weight& weight, const QuantizedRows& x, const Pane
   });
 }
 
-template <int tiles>
+template <int tiles, int most>
 void panel_rows(const Weight& weight, const QuantizedRows& x, const Panel& panel, int64_t b, int64_t first,
                 int64_t count) {
   int64_t r = 0;
   float* sums = panel.sums;
   constexpr int64_t width = tiles * kRows;
   if constexpr (!kLean) {
-    for (; r + 8 <= count; r += 8) panel_block<8, tiles>(weight, x, panel, b, first + r, sums + r * width);
-    if (count - r >= 4) panel_block<4, tiles>(weight, x, panel, b, first + r, sums + r * width), r += 4;
+    for (; r + 8 <= count; r += 8) panel_block<8, tiles, most>(weight, x, panel, b, first + r, sums + r * width);
+    if (count - r >= 4) panel_block<4, tiles, most>(weight, x, panel, b, first + r, sums + r * width), r += 4;
   }
-  for (; r < count; ++r) panel_block<1, tiles>(weight, x, panel, b, first + r, sums + r * width);
+  for (; r < count; ++r) panel_block<1, tiles, most>(weight, x, panel, b, first + r, sums + r * width);
 }
 
 // Rows whose sums (two tiles of fp32) stay in the second cache beside the unpacked block.
@@ -183,7 +183,10 @@ void prompt_tiles(const Weight& weight, const QuantizedRows& x, const Output& y,
         const uint8_t* w = weight.codes + (tile + t) * weight.tile_bytes() + b * weight.block_bytes();
         unpack_block<bits>(w, weight.block, bytes + t * kRows * weight.block);
       }
-      tiles == 2 ? panel_rows<2>(weight, x, panel, b, first, count) : panel_rows<1>(weight, x, panel, b, first, count);
+      // Whole bytes cost AVX2 twice as much as smaller ones.
+      constexpr int most = bits < 8 ? 127 : 255;
+      tiles == 2 ? panel_rows<2, most>(weight, x, panel, b, first, count)
+                 : panel_rows<1, most>(weight, x, panel, b, first, count);
     }
     for (int64_t r = 0; r < count; ++r)
       for (int t = 0; t < tiles; ++t) write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));

@@ -28,5 +28,14 @@ void linear_bits(const Weight& weight, const QuantizedRows& x, int bits, int32_t
                  const Output& y, int threads);
 void linear_sums(const Weight& weight, const QuantizedRows& x, bool ternary, const Output& y, int threads);
 void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads);
+void linear_triples(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads);
+void linear_products(const Weight& weight, const ProductTable& table, const QuantizedRows& x, const Output& y,
+                     int threads);
+void linear_nibbles(const Weight& weight, const int32_t* sums, const QuantizedRows& x, const Output& y, int threads);
+void linear_two_level(const Weight& weight, const TwoLevel& levels, const QuantizedRows& x, const Output& y,
+                      int threads);
+void add_blocks(const Weight& weight, const int32_t* which, const QuantizedRows& x, const float* main, const Output& y,
+                int threads);
+void linear_mixed(const Weight& weight, int64_t wide, const QuantizedRows& x, const Output& y, int threads);
 
 }  // namespace bw::BW_ISA

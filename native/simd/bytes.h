@@ -13,6 +13,13 @@ namespace bw::BW_ISA {
 // add_pairs, odd_bytes:   16-bit sums; bytes 1, 3, ... as 16-bit numbers.
 // sum_fours(a, b, c, d):  lane 4 L + i is the sum of lanes 4 L .. 4 L + 3 of the i-th argument.
 // transpose_fours:        exchanges lane 4 L + j of vector i with lane 4 L + i of vector j.
+// mask_of_bit<k>:         255 in every byte whose bit k is set, else 0.
+// raised_bytes:           bytes 0, 2, ... as the upper halves of 16-bit numbers.
+// add_lane_bytes:         acc[r] += the four bytes of lane r, without sign.
+// dot_signed(acc, w, x):  acc[r] += sum over j of w[r][j] * x[j]; w signed, x without sign.
+// load_i32, gather_words: 16 integers; the four bytes at x + offset[r] for lane r.
+// NarrowSums:             sums of dot_narrow(acc, w, x), w up to 15 and x from -8 to 7: at most 128, then total;
+//                         kNarrowGains: whether that is cheaper than dot.
 
 #if BW_IS == BW_IS_avx512
 
@@ -42,6 +49,23 @@ inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
   c.v = _mm512_unpacklo_epi64(ba, dc);
   d.v = _mm512_unpackhi_epi64(ba, dc);
 }
+template <int k>
+inline U8x64 mask_of_bit(U8x64 a) {
+  return {_mm512_movm_epi8(_mm512_test_epi8_mask(a.v, _mm512_set1_epi8(static_cast<char>(1 << k))))};
+}
+inline U8x64 raised_bytes(U8x64 a) { return {_mm512_slli_epi16(a.v, 8)}; }
+inline I32x16 add_lane_bytes(I32x16 acc, U8x64 a) { return {_mm512_dpbusd_epi32(acc.v, a.v, _mm512_set1_epi8(1))}; }
+inline I32x16 dot_signed(I32x16 acc, U8x64 w, const uint8_t* x) {
+  return {_mm512_dpbusd_epi32(acc.v, splat_four(reinterpret_cast<const int8_t*>(x)).v, w.v)};
+}
+inline I32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline U8x64 gather_words(const int8_t* x, I32x16 offset) { return {_mm512_i32gather_epi32(offset.v, x, 1)}; }
+// One instruction multiplies and adds up whole bytes: nothing is cheaper for smaller ones.
+constexpr bool kNarrowGains = false;
+using NarrowSums = I32x16;
+inline NarrowSums narrow_zero() { return zero_i32(); }
+inline NarrowSums dot_narrow(NarrowSums acc, U8x64 w, const int8_t* x) { return dot<15>(acc, w, x); }
+inline I32x16 total(NarrowSums acc) { return acc; }
 
 #elif BW_IS == BW_IS_avx2
 
@@ -90,6 +114,45 @@ inline void transpose_half(__m256i& a, __m256i& b, __m256i& c, __m256i& d) {
 inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
   transpose_half(a.a, b.a, c.a, d.a);
   transpose_half(a.b, b.b, c.b, d.b);
+}
+template <int k>
+inline U8x64 mask_of_bit(U8x64 a) {
+  const __m256i bit = _mm256_set1_epi8(static_cast<char>(1 << k));
+  return {_mm256_cmpeq_epi8(_mm256_and_si256(a.a, bit), bit), _mm256_cmpeq_epi8(_mm256_and_si256(a.b, bit), bit)};
+}
+inline U8x64 raised_bytes(U8x64 a) { return {_mm256_slli_epi16(a.a, 8), _mm256_slli_epi16(a.b, 8)}; }
+inline I32x16 add_lane_bytes(I32x16 acc, U8x64 a) {
+  const __m256i one = _mm256_set1_epi8(1);
+  return {_mm256_add_epi32(acc.a, dot_small(a.a, one)), _mm256_add_epi32(acc.b, dot_small(a.b, one))};
+}
+// In two halves of x, because a sum of two whole products leaves 16 bits.
+inline I32x16 dot_signed(I32x16 acc, U8x64 w, const uint8_t* x) {
+  const __m256i four = splat_four(reinterpret_cast<const int8_t*>(x)).v, nibble = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_and_si256(four, nibble), high = _mm256_and_si256(_mm256_srli_epi16(four, 4), nibble);
+  const auto whole = [&](__m256i v) {
+    return _mm256_add_epi32(dot_small(low, v), _mm256_slli_epi32(dot_small(high, v), 4));
+  };
+  return {_mm256_add_epi32(acc.a, whole(w.a)), _mm256_add_epi32(acc.b, whole(w.b))};
+}
+inline I32x16 load_i32(const int32_t* p) { return {loadu(p), loadu(p + 8)}; }
+inline U8x64 gather_words(const int8_t* x, I32x16 offset) {
+  const int* base = reinterpret_cast<const int*>(x);
+  return {_mm256_i32gather_epi32(base, offset.a, 1), _mm256_i32gather_epi32(base, offset.b, 1)};
+}
+// Sums stay in 16 bits until the end: 128 times 2 products of at most 15 * 8.
+constexpr bool kNarrowGains = true;
+struct NarrowSums {
+  __m256i a, b;
+};
+inline NarrowSums narrow_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline NarrowSums dot_narrow(NarrowSums acc, U8x64 w, const int8_t* x) {
+  const __m256i four = splat_four(x).v;
+  return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, four)),
+          _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, four))};
+}
+inline I32x16 total(NarrowSums acc) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(acc.a, one), _mm256_madd_epi16(acc.b, one)};
 }
 
 #else  // plain loops over memory: any instruction set that has the vectors of simd.h
@@ -184,6 +247,37 @@ inline void transpose_fours(U8x64& a, U8x64& b, U8x64& c, U8x64& d) {
     for (int r = 0; r < 16; ++r) t[i][r] = v[r % 4][r / 4 * 4 + i];
   for (int i = 0; i < 4; ++i) *all[i] = load_bytes(reinterpret_cast<const uint8_t*>(t[i]));
 }
+template <int k>
+inline U8x64 mask_of_bit(U8x64 a) {
+  return each_byte(a, a, [](int, uint8_t x, const uint8_t*) { return x >> k & 1 ? 255 : 0; });
+}
+inline U8x64 raised_bytes(U8x64 a) {
+  return each_byte(a, a, [](int i, uint8_t, const uint8_t* x) { return i & 1 ? x[i - 1] : 0; });
+}
+inline I32x16 add_lane_bytes(I32x16 acc, U8x64 a) {
+  constexpr int8_t ones[4] = {1, 1, 1, 1};
+  return dot<255>(acc, a, ones);
+}
+inline I32x16 load_i32(const int32_t* p) { return load_words(reinterpret_cast<const uint8_t*>(p)); }
+inline I32x16 dot_signed(I32x16 acc, U8x64 w, const uint8_t* x) {
+  alignas(64) uint8_t v[64];
+  alignas(64) int32_t sums[16] = {};
+  store_bytes(v, w);
+  for (int i = 0; i < 64; ++i) sums[i / 4] += static_cast<int8_t>(v[i]) * x[i & 3];
+  return add(acc, load_i32(sums));
+}
+inline U8x64 gather_words(const int8_t* x, I32x16 offset) {
+  alignas(64) uint32_t at[16];
+  alignas(64) uint8_t v[64];
+  store_words(at, offset);
+  for (int r = 0; r < 16; ++r) std::memcpy(v + 4 * r, x + static_cast<int32_t>(at[r]), 4);
+  return load_bytes(v);
+}
+constexpr bool kNarrowGains = false;
+using NarrowSums = I32x16;
+inline NarrowSums narrow_zero() { return zero_i32(); }
+inline NarrowSums dot_narrow(NarrowSums acc, U8x64 w, const int8_t* x) { return dot<15>(acc, w, x); }
+inline I32x16 total(NarrowSums acc) { return acc; }
 
 #endif
 

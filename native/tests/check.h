@@ -67,6 +67,7 @@ Exact<T> copy_of(const Exact<T>& from) {
 
 void test_linear(const Kernels& kernels, Random& random, int turns);
 void test_bits(const Kernels& kernels, Random& random, int turns);
+void test_variants(const Kernels& kernels, Random& random, int turns);
 void test_coded(const Kernels& kernels, Random& random, int turns);
 void test_ways(const Kernels& kernels, Random& random, int turns);
 void test_counts(const Kernels& kernels, Random& random, int turns);

@@ -21,11 +21,13 @@ int main(int count, char** arguments) {
   size_t tables;
   const bw::Kernels* const* found = bw::available(&tables);
   const Part parts[] = {
-      {"linear", test_linear},   {"bits", test_bits},           {"coded", test_coded},       {"ways", test_ways},
-      {"counts", test_counts},   {"terms", test_terms},         {"hadamard", test_hadamard}, {"sweep", test_sweep},
-      {"rows", test_rows},       {"attention", test_attention}, {"decode", test_decode},     {"descent", test_descent},
-      {"kmeans", test_kmeans},   {"probe", test_probe},         {"trellis", test_trellis},   {"vectors", test_vectors},
-      {"nearest", test_nearest}, {"symmetric", test_symmetric},
+      {"linear", test_linear},       {"bits", test_bits},       {"coded", test_coded},
+      {"ways", test_ways},           {"counts", test_counts},   {"terms", test_terms},
+      {"hadamard", test_hadamard},   {"sweep", test_sweep},     {"rows", test_rows},
+      {"attention", test_attention}, {"decode", test_decode},   {"descent", test_descent},
+      {"variants", test_variants},   {"kmeans", test_kmeans},   {"probe", test_probe},
+      {"trellis", test_trellis},     {"vectors", test_vectors}, {"nearest", test_nearest},
+      {"symmetric", test_symmetric},
   };
   for (const Part& each : parts) {
     for (size_t i = 0; i < tables && wanted(each.name); ++i) {

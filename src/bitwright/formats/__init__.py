@@ -10,7 +10,7 @@ from bitwright.formats.minifloat import MiniFloat, cast
 from bitwright.formats.packing import pack, packed_columns, unpack
 from bitwright.formats.scales import Outer, Scale, ScaleFormat, ZeroFormat
 from bitwright.formats.tables import CodebookGrid, TableGrid, table
-from bitwright.formats.tensor import Codes, LowRank, QuantizedTensor, Sparse
+from bitwright.formats.tensor import Codes, Groups, LowRank, QuantizedTensor, Sparse
 from bitwright.formats.text import NAMED, parse
 from bitwright.formats.trellis import TrellisGrid
 from bitwright.formats.vectors import AdditiveGrid
@@ -27,6 +27,7 @@ __all__ = [
     "Granularity",
     "Grid",
     "Group",
+    "Groups",
     "IntGrid",
     "LatticeGrid",
     "Layout",

@@ -105,6 +105,16 @@ def additive_power_of_two(bits: int) -> tuple[float, ...]:
 
 
 @functools.cache
+def bipolar(bits: int) -> tuple[float, ...]:
+    """Return the odd integers from ``1 - 2^b`` to ``2^b - 1``, ascending: every bit i means plus or minus ``2^i``.
+
+    Bipolar integers (APT-LLM, arXiv:2409.17870, section 3.2): symmetric about zero, which is no level.
+    """
+    top = (1 << bits) - 1
+    return tuple(float(value) for value in range(-top, top + 1, 2))
+
+
+@functools.cache
 def dynamic_tree() -> tuple[float, ...]:
     """Return the 256 ascending levels of the signed dynamic 8-bit map (Dettmers et al., arXiv:2110.02861, section 1.3).
 
@@ -123,8 +133,8 @@ def dynamic_tree() -> tuple[float, ...]:
 def derived_table(word: str) -> tuple[float, ...] | None:
     """Return the levels that a table's name stands for, or None if it is no such name.
 
-    Names: ``nf2..nf4`` (any of 2 to 8), ``lloyd1..lloyd8``, ``fp4-bnb``, ``pot2..pot6``, ``apot2..apot8``, ``ternary``,
-    ``binary``.
+    Names: ``nf2..nf4`` (any of 2 to 8), ``lloyd1..lloyd8``, ``fp4-bnb``, ``pot2..pot6``, ``apot2..apot8``,
+    ``bipolar1..bipolar8``, ``ternary``, ``binary``.
 
     Raises:
         InputError: a known name with a width that has no table.
@@ -139,6 +149,7 @@ def derived_table(word: str) -> tuple[float, ...] | None:
         "lloyd": (lloyd_max, 1, 8),
         "pot": (power_of_two, 2, 6),
         "apot": (additive_power_of_two, 2, 8),
+        "bipolar": (bipolar, 1, 8),
     }
     name = word.rstrip("0123456789")
     if name not in families or not 1 <= len(word) - len(name) <= 9:

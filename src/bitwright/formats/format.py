@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -41,7 +41,8 @@ class Format:
 
     ``zero`` is given for asymmetric integers (their grid is unsigned); ``time`` says whether ranges are fixed before
     use (static) or measured on every input (dynamic). ``clip`` is the share of a given range that is covered; values
-    beyond it saturate. ``str(format)`` is the canonical text of :func:`parse`.
+    beyond it saturate. ``wide`` is how many of the last inputs of an activation have 8 bits instead (``int4 token
+    dynamic | int8 in:last128``). ``str(format)`` is the canonical text of :func:`parse`.
 
     Raises:
         InputError: parts that exclude each other.
@@ -53,8 +54,11 @@ class Format:
     zero: ZeroFormat | None = None
     time: Time = "static"
     clip: float = 1.0
+    wide: int = 0
 
     def __post_init__(self) -> None:
+        if self.wide and not self._can_widen:
+            raise InputError("integers of up to 7 bits, measured on every token or group, may have wider inputs")
         if not 0 < self.clip <= 2:
             raise InputError(f"clip={self.clip:g} is no share of a range; give a number above 0, such as clip=0.9")
         if self.time not in ("static", "dynamic"):
@@ -66,6 +70,10 @@ class Format:
         if self.scale.storage == "uint8" and not isinstance(self.granularity, FlatBlock):
             # Blocks of 256 scales follow the flattened tensor; only then does a file of bitsandbytes say the same.
             raise InputError("double-quantized scales go with flat blocks; e.g. 'nf4 b64 scale=double'")
+        if self.scale.storage == "int8" and not self._keeps_eight_bits:
+            raise InputError(
+                "whole scales go with integers of up to 4 bits in groups; e.g. 'int4 g128 asym scale=int8'"
+            )
 
         self._check_span()
 
@@ -116,6 +124,25 @@ class Format:
         return self.zero is not None
 
     @property
+    def _can_widen(self) -> bool:
+        """Whether some inputs may have 8 bits."""
+        small = isinstance(self.grid, IntGrid) and self.grid.signed and self.grid.bits < 8
+        along = isinstance(self.granularity, Token) or self.granularity == Group(getattr(self.granularity, "size", 1))
+        return self.wide > 0 and small and along and self.time == "dynamic"
+
+    @property
+    def parts(self) -> tuple[Format, Format]:
+        """The formats of the first inputs and of the ``wide`` last ones."""
+        return replace(self, wide=0), replace(self, grid=IntGrid(8), wide=0)
+
+    @property
+    def _keeps_eight_bits(self) -> bool:
+        """Whether whole scales times levels are integers of 8 bits: of up to 4 bits, with scales along rows."""
+        whole = isinstance(self.grid, IntGrid) and self.grid.bits <= 4 and (self.zero or ZeroFormat()).storage == "code"
+        along = isinstance(self.granularity, Group) and self.granularity.axis == 1
+        return whole and self.time == "static" and (along or self.granularity == Channel())
+
+    @property
     def step_exponent(self) -> int:
         """Exponent of the step that an E8M0 scale of 1 stands for: -(b-2) for integers (MXINT8: 2^-6), else 0."""
         if self.scale.storage == "e8m0" and isinstance(self.grid, IntGrid) and self.grid.signed:
@@ -135,7 +162,7 @@ class Format:
         rows, groups = self.granularity.layout(shape).params_shape
         count = rows * groups
         bits = out * packed_columns(columns, self.grid.bits) * 8
-        bits += self.scale.storage_bits(count)
+        bits += self.scale.storage_bits(count, rows)
         if self.zero is not None:
             bits += packed_columns(count, self.zero.bits(self.grid.bits)) * 8
         if (book := self.codebook_shape(shape)) is not None:
@@ -225,11 +252,19 @@ class Format:
         Raises:
             InputError: a scale beyond the range of its stored type.
         """
+        if outer is None and self.scale.storage == "int8":
+            outer = self.fit_outer(scale)
         return scales.store(self.scale, scale, self.step_exponent, outer)
 
-    def fit_outer(self, scale: Tensor) -> Tensor | None:
-        """Return the outer scales for all inner scales of a tensor, or None; see :func:`scales.fit_outer`."""
-        return scales.fit_outer(self.scale, scale)
+    def fit_outer(self, scale: Tensor, zero: Tensor | None = None) -> Tensor | None:
+        """Return the outer scales for all inner scales (and zero points) of a tensor, or None; see
+        :func:`scales.fit_outer`.
+        """
+        steps = self.grid.max_level
+        if zero is not None:
+            stored = zero.to(torch.float32).round().clamp(0.0, steps)
+            return scales.fit_outer(self.scale, scale, torch.maximum(stored, steps - stored))
+        return scales.fit_outer(self.scale, scale, steps if self.zero is not None else -self.grid.min_level)
 
     def store_zero(self, zero: Tensor | None) -> Tensor | None:
         """Return zero points in their stored type (uint8 codes or floats); None stays None."""

@@ -56,6 +56,8 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
     """
     if fmt.learned:
         raise InputError(f"{fmt} has a learned codebook; use a recipe that fits one, e.g. squeezellm")
+    if fmt.wide:
+        raise InputError(f"{fmt} rounds activations; a matrix has one format")
     fmt.check_shape(tuple(w.shape))
     layout = fmt.granularity.layout(tuple(w.shape))
     compiled = rounder(fmt, w, layout)
@@ -64,7 +66,7 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise InputError("the matrix holds NaN or Inf; mend the checkpoint before quantizing")
     raw, zero = fmt.scale_from_range(low, high)
-    scale = fmt.store_scale(raw, outer)
+    scale = fmt.store_scale(raw, fmt.fit_outer(raw, zero) if outer is None else outer)
     stored_zero = fmt.store_zero(zero)
     if compiled is not None:
         return Codes(compiled.codes(scale.effective, stored_zero), fmt, scale, stored_zero)
@@ -82,7 +84,12 @@ def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
     """Return ``x[..., features]`` rounded with ranges from its extreme values; same shape and type.
 
     On processors compiled kernels do it where they serve (:mod:`bitwright.formats.compiled`), with equal bits.
+
+    Raises:
+        InputError: a format with more wide inputs than features.
     """
+    if fmt.wide:
+        return _two_widths(fmt, x)
     fmt.check_shape(tuple(x.shape))
     matrix = x.reshape(-1, x.shape[-1])
     layout = fmt.granularity.layout(tuple(matrix.shape))
@@ -97,3 +104,12 @@ def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
     scale = fmt.store_scale(raw).effective
     rounded = fmt.round(g, scale, fmt.store_zero(zero))
     return layout.join(rounded).view(x.shape).to(x.dtype)
+
+
+def _two_widths(fmt: Format, x: Tensor) -> Tensor:
+    """The first inputs and the wide ones, each part with ranges of its own."""
+    first = x.shape[-1] - fmt.wide
+    if first < 0:
+        raise InputError(f"{fmt} has {fmt.wide} wide inputs, more than {x.shape[-1]}")
+    pieces = zip(fmt.parts, x.split((first, fmt.wide), dim=-1), strict=True)
+    return torch.cat([fake_quantize(part, piece) if piece.numel() else piece for part, piece in pieces], dim=-1)

@@ -3,8 +3,8 @@
 Names of the first coded term: ``codes`` (packed uint8, rows end on a byte), ``scale`` (as stored), ``scale_outer``,
 ``scale_offset``, ``zero`` (packed b-bit codes in one stream, or floats), ``codebook``. A sparse term has
 ``sparse.indptr``, ``sparse.indices``, ``sparse.values``; a low-rank term ``lowrank.left`` and ``lowrank.right`` or, if
-a factor is coded, ``lowrank.left.codes`` and so on. Later terms of a kind have a number: ``1.codes``,
-``sparse1.values``.
+a factor is coded, ``lowrank.left.codes`` and so on; a term of chosen groups has ``groups.codes`` and so on and
+``groups.which``. Later terms of a kind have a number: ``1.codes``, ``sparse1.values``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitwright.formats.format import Format
 from bitwright.formats.packing import pack, packed_columns, unpack
 from bitwright.formats.scales import FLOAT_STORAGE, Scale, load
 from bitwright.formats.tables import TableGrid
-from bitwright.formats.tensor import Codes, LowRank, QuantizedTensor, Sparse, Term
+from bitwright.formats.tensor import Codes, Groups, LowRank, QuantizedTensor, Sparse, Term, group_index_type
 from bitwright.formats.text import parse
 
 FORMAT_VERSION = 1
@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 _META_KEYS = {"format_version", "shape", "terms"}
 _TERM_KEYS = {"codes": {"kind", "prefix", "format"}, "sparse": {"kind", "prefix"}}
 _TERM_KEYS["lowrank"] = {"kind", "prefix", "rank", "left", "right"}
+_TERM_KEYS["groups"] = {"kind", "prefix", "format", "count", "size"}
 
 
 def to_tensors(q: QuantizedTensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,6 +50,10 @@ def _save_term(term: Term, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
     if isinstance(term, Codes):
         _save_codes(term, prefix, tensors)
         return {"format": str(term.format)}
+    if isinstance(term, Groups):
+        _save_codes(term.codes, prefix, tensors)
+        tensors[prefix + "which"] = term.which.to(term.index_type).contiguous()
+        return {"format": str(term.codes.format), "count": term.count, "size": term.size}
     if isinstance(term, Sparse):
         counts = torch.bincount(term.rows.to(torch.int64), minlength=term.shape[0])
         indptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
@@ -168,6 +173,8 @@ def _term_kind(entry: Mapping[str, Any]) -> str:
     _check_keys(entry, _TERM_KEYS[kind], f"{kind} term")
     if kind == "lowrank" and not _is_size(entry["rank"]):
         raise InputError(f"a low-rank term has a rank of at least 1, not {entry['rank']!r}")
+    if kind == "groups" and not (_is_size(entry["count"]) and _is_size(entry["size"])):
+        raise InputError("a term of chosen groups has a count and a size of at least 1")
     return kind
 
 
@@ -179,6 +186,9 @@ def _check_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reade
         reader.take(prefix + "indptr", (torch.int32,), (shape[0] + 1,))
         cols = reader.take(prefix + "indices", (torch.int16, torch.int32), (None,))
         reader.take(prefix + "values", tuple(FLOAT_STORAGE.values()), (cols.numel(),))
+    elif kind == "groups":
+        _check_coded(parse(str(entry["format"])), (shape[0], entry["count"] * entry["size"]), prefix, reader)
+        _take_which(entry, shape, prefix, reader)
     else:
         rank = entry["rank"]
         for side, sides in (("left", (shape[0], rank)), ("right", (rank, shape[1]))):
@@ -197,7 +207,8 @@ def _check_coded(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Read
         reader.take(prefix + "scale", (FLOAT_STORAGE.get(fmt.scale.storage, torch.uint8),), params)
         if fmt.scale.outer is not None:
             offsets = int(fmt.scale.outer.offset)
-            reader.take(prefix + "scale_outer", (torch.float32,), (fmt.scale.outer_count(count) - offsets,))
+            blocks = fmt.scale.outer_count(count, params[0]) - offsets
+            reader.take(prefix + "scale_outer", (fmt.scale.outer.dtype,), (blocks,))
             if offsets:
                 reader.take(prefix + "scale_offset", (torch.float32,), (1,))
     if fmt.zero is not None and fmt.zero.storage == "code":
@@ -216,9 +227,19 @@ def _load_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reader
         return _load_codes(parse(str(entry["format"])), shape, prefix, reader)
     if kind == "sparse":
         return _load_sparse(shape, prefix, reader)
+    if kind == "groups":
+        fmt, columns = parse(str(entry["format"])), entry["count"] * entry["size"]
+        which = _take_which(entry, shape, prefix, reader).to(torch.int32)
+        return Groups(_load_codes(fmt, (shape[0], columns), prefix, reader), which, entry["size"], shape)
     rank = entry["rank"]
     left = _load_factor(str(entry["left"]), (shape[0], rank), f"{prefix}left", reader)
     return LowRank(left, _load_factor(str(entry["right"]), (rank, shape[1]), f"{prefix}right", reader))
+
+
+def _take_which(entry: Mapping[str, Any], shape: tuple[int, int], prefix: str, reader: _Reader) -> Tensor:
+    """The numbers of chosen groups."""
+    dtype = group_index_type(shape[1] // entry["size"])
+    return reader.take(prefix + "which", (dtype,), (shape[0], entry["count"]))
 
 
 def _load_factor(form: str, shape: tuple[int, int], name: str, reader: _Reader) -> Tensor | Codes:
@@ -296,8 +317,8 @@ def _load_scale(fmt: Format, params: tuple[int, int], prefix: str, reader: _Read
     outer = offset = None
     if form.outer is not None:
         offsets = int(form.outer.offset)
-        blocks = form.outer_count(params[0] * params[1]) - offsets
-        outer = reader.take(prefix + "scale_outer", (torch.float32,), (blocks,))
+        blocks = form.outer_count(params[0] * params[1], params[0]) - offsets
+        outer = reader.take(prefix + "scale_outer", (form.outer.dtype,), (blocks,))
         if offsets:
             offset = reader.take(prefix + "scale_offset", (torch.float32,), (1,))
     return load(form, stored, fmt.step_exponent, outer, offset)

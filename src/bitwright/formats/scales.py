@@ -12,27 +12,37 @@ from bitwright.errors import InputError
 from bitwright.formats import double
 from bitwright.formats.minifloat import MiniFloat
 
-ScaleStorage = Literal["fp32", "fp16", "bf16", "e8m0", "e4m3", "uint8", "none"]
+ScaleStorage = Literal["fp32", "fp16", "bf16", "e8m0", "e4m3", "uint8", "int8", "none"]
 ZeroStorage = Literal["code", "fp16", "bf16", "fp32"]
 
 FLOAT_STORAGE: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "e8m0": 8, "e4m3": 8, "uint8": 8, "none": 0}
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "e8m0": 8, "e4m3": 8, "uint8": 8, "int8": 8, "none": 0}
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """The smallest scale that is used; a smaller one would lose digits as a float32 subnormal."""
 
 _E4M3 = MiniFloat(4, 3)
 
+PROTECTED = 119
+"""The largest integer to start from where 4-bit integers times whole scales must keep 8 bits: 119 + 15/2 < 127."""
+
 
 @dataclass(frozen=True)
 class Outer:
     """A second level of scale: float32 values, one per ``size`` inner scales (None: one for the tensor).
 
-    With ``offset`` one more value, the mean of the scales, is taken off before the division.
+    With ``offset`` one more value, the mean of the scales, is taken off before the division. With ``rows`` they
+    are fp16 values, one for each row of scales.
     """
 
     size: int | None = None
     offset: bool = False
+    rows: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How the values are stored."""
+        return torch.float16 if self.rows else torch.float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class ScaleFormat:
     largest magnitude: ``ocp`` rounds down (OCP MX v1.0, section 6.3), ``ct`` rounds up what would round beyond the
     largest level (as compressed-tensors does). ``e4m3``: a minifloat under one float32 scale per tensor (NVFP4).
     ``uint8``: codes of the dynamic map under float32 scales per 256, minus the mean (double quantization, QLoRA).
+    ``int8``: whole numbers under one fp16 scale per row, chosen so that every whole scale times a level's distance from
+    the zero point is an integer of 8 bits (QServe's two levels, arXiv:2405.04532, section 4.1).
     ``none``: no scales, for learned codebooks that hold the final values.
 
     Raises:
@@ -64,7 +76,7 @@ class ScaleFormat:
 
     @classmethod
     def named(cls, word: str) -> ScaleFormat:
-        """Return the scale format of a word: fp32, fp16, bf16, e8m0, e8m0-ct, e4m3, double or none.
+        """Return the scale format of a word: fp32, fp16, bf16, e8m0, e8m0-ct, e4m3, int8, double or none.
 
         Raises:
             KeyError: no such word.
@@ -80,19 +92,22 @@ class ScaleFormat:
         """Stored bits of one inner scale."""
         return _BITS[self.storage]
 
-    def storage_bits(self, count: int) -> int:
-        """Return the bits of ``count`` scales with their outer scales and offset."""
-        return count * self.bits + 32 * self.outer_count(count)
+    def storage_bits(self, count: int, rows: int = 1) -> int:
+        """Return the bits of ``count`` scales in ``rows`` with their outer scales and offset."""
+        outer = 0 if self.outer is None else self.outer.dtype.itemsize * 8
+        return count * self.bits + outer * self.outer_count(count, rows)
 
-    def outer_count(self, count: int) -> int:
-        """Return how many float32 numbers the outer level has for ``count`` scales."""
+    def outer_count(self, count: int, rows: int = 1) -> int:
+        """Return how many numbers the outer level has for ``count`` scales in ``rows``."""
         if self.outer is None:
             return 0
+        if self.outer.rows:
+            return rows
         blocks = 1 if self.outer.size is None else -(-count // self.outer.size)
         return blocks + int(self.outer.offset)
 
 
-_OUTERS: dict[str, Outer] = {"e4m3": Outer(), "uint8": Outer(double.BLOCK, offset=True)}
+_OUTERS: dict[str, Outer] = {"e4m3": Outer(), "uint8": Outer(double.BLOCK, offset=True), "int8": Outer(rows=True)}
 
 SCALE_WORDS: dict[str, ScaleFormat] = {
     "fp32": ScaleFormat("fp32"),
@@ -102,6 +117,7 @@ SCALE_WORDS: dict[str, ScaleFormat] = {
     "e8m0-ct": ScaleFormat("e8m0", rule="ct"),
     "e4m3": ScaleFormat("e4m3", Outer()),
     "double": ScaleFormat("uint8", Outer(double.BLOCK, offset=True)),
+    "int8": ScaleFormat("int8", Outer(rows=True)),
     "none": ScaleFormat("none"),
 }
 
@@ -142,8 +158,9 @@ class ZeroFormat:
 class Scale:
     """Scales of one tensor: ``stored[rows, groups]`` in their stored type and ``effective`` float32 to divide by.
 
-    E8M0, E4M3 and double-quantized scales are stored as uint8 bit patterns. ``outer`` is float32 ``[1]`` for NVFP4 and
-    ``[ceil(rows*groups/256)]`` for double quantization, ``offset`` float32 ``[1]`` for the latter.
+    E8M0, E4M3, whole and double-quantized scales are stored as uint8 bit patterns. ``outer`` is float32 ``[1]`` for
+    NVFP4 and ``[ceil(rows*groups/256)]`` for double quantization, fp16 ``[rows]`` for whole scales; ``offset`` is
+    float32 ``[1]`` for double quantization.
     """
 
     stored: Tensor
@@ -194,6 +211,12 @@ def store(form: ScaleFormat, scale: Tensor, step_exponent: int, outer: Tensor | 
         assert fitted is not None
         codes, effective = double.encode(scale, fitted[1:], fitted[:1])
         return Scale(codes, effective, fitted[1:], fitted[:1])
+    if form.storage == "int8":
+        by_row = fit_outer(form, scale, 1.0) if outer is None else outer
+        assert by_row is not None
+        spread = by_row.to(torch.float32).view(-1, 1)
+        whole = (scale / spread).round_().clamp_(1, 127)
+        return Scale(whole.to(torch.uint8), whole * spread, by_row)
     return _store_float(scale, form.storage)
 
 
@@ -222,6 +245,10 @@ def load(form: ScaleFormat, stored: Tensor, step_exponent: int, outer: Tensor | 
         if outer is None:
             raise InputError("E4M3 scales need their tensor scale 'scale_outer'; the file is incomplete")
         effective = _E4M3.decode(stored) * outer
+    elif form.storage == "int8":
+        if outer is None:
+            raise InputError("whole scales need their rows' scales 'scale_outer'; the file is incomplete")
+        effective = stored.to(torch.float32) * outer.to(torch.float32).view(-1, 1)
     elif form.storage == "uint8":
         if outer is None or offset is None:
             raise InputError("double-quantized scales need 'scale_outer' and 'scale_offset'; the file is incomplete")
@@ -233,14 +260,18 @@ def load(form: ScaleFormat, stored: Tensor, step_exponent: int, outer: Tensor | 
     return Scale(stored, effective, outer, offset)
 
 
-def fit_outer(form: ScaleFormat, scale: Tensor) -> Tensor | None:
-    """Return the outer values for all scales of a tensor: ``[1]`` (NVFP4), ``[1 + blocks]`` (offset first), or None.
+def fit_outer(form: ScaleFormat, scale: Tensor, reach: Tensor | float = 1.0) -> Tensor | None:
+    """Return the outer values for all scales of a tensor: ``[1]`` (NVFP4), ``[1 + blocks]`` (offset first), ``[rows]``
+    (whole scales), or None. ``reach`` is how far a level can lie from the zero point, which whole scales need.
 
     NVFP4: the largest scale over 448, so that with ``scale = absmax / 6`` it is ``absmax / (448 * 6)``. Tensors that
-    must share it (fused q, k, v) take the largest of theirs.
+    must share it (fused q, k, v) take the largest of theirs. Whole scales: the row's farthest value over 119, so that a
+    scale that is rounded up by a half takes no value beyond 127.
     """
     if form.outer is None:
         return None
+    if form.outer.rows:
+        return _store_float((scale.to(torch.float32) * reach).amax(dim=1) / PROTECTED, "fp16").stored
     if form.storage == "e4m3":
         largest = scale.to(torch.float32).max().reshape(1)
         # A tensor of zeros has only the smallest scales; 1 keeps their product away from zero.

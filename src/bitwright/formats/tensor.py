@@ -175,7 +175,65 @@ class LowRank:
         return "lowrank"
 
 
-Term = Codes | Sparse | LowRank
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A few groups of every row, as many in each: what they have beyond the codes of all groups.
+
+    ``codes`` ``[out, count * size]`` are the chosen groups side by side, ``which`` int32 ``[out, count]`` their
+    numbers, ascending. Groups of 4 bits among groups of 2 are a sum: two bits of every weight and two more of these.
+
+    Raises:
+        InputError: a size that does not divide the rows, or numbers that do not fit.
+    """
+
+    codes: Codes
+    which: Tensor
+    size: int
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.shape[1] % self.size:
+            raise InputError(f"groups of {self.size} do not divide rows of {self.shape[1]}")
+        if self.which.dtype != torch.int32 or self.which.dim() != 2 or self.which.shape[1] < 1:
+            raise InputError("the numbers of chosen groups are int32 [out, count]")
+        if self.codes.shape != (self.shape[0], self.count * self.size) or len(self.which) != self.shape[0]:
+            raise InputError(f"codes of shape {self.codes.shape} are not {self.count} groups of {self.size} a row")
+        inside = (self.which >= 0) & (self.which < self.shape[1] // self.size)
+        if not bool(inside.all()) or not bool((self.which.diff(dim=1) > 0).all()):
+            raise InputError("the numbers of chosen groups ascend within each row and name groups that are there")
+
+    @property
+    def count(self) -> int:
+        """Chosen groups of a row."""
+        return int(self.which.shape[1])
+
+    @property
+    def index_type(self) -> torch.dtype:
+        """The type in which the numbers are saved: a byte while they fit."""
+        return group_index_type(self.shape[1] // self.size)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the values ``[out, in]``, zero in all other groups."""
+        chosen = self.codes.dequantize().view(self.shape[0], self.count, self.size)
+        full = chosen.new_zeros(self.shape[0], self.shape[1] // self.size, self.size)
+        place = self.which.to(torch.int64).unsqueeze(-1).expand(chosen.shape)
+        return full.scatter_(1, place, chosen).view(self.shape).to(dtype)
+
+    def storage_bits(self) -> int:
+        """Return the stored bits: the coded groups and their numbers."""
+        return self.codes.storage_bits() + 8 * self.index_type.itemsize * self.which.numel()
+
+    @property
+    def kind(self) -> str:
+        return "groups"
+
+
+def group_index_type(groups: int) -> torch.dtype:
+    """Return the type that names one of so many groups."""
+    return torch.uint8 if groups <= 1 << 8 else torch.int16 if groups <= 1 << 15 else torch.int32
+
+
+Term = Codes | Sparse | LowRank | Groups
 
 
 @dataclass(frozen=True, eq=False)

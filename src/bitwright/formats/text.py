@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitwright.errors import InputError, nearest_key
 from bitwright.formats.derived import derived_table
@@ -167,19 +167,33 @@ def _symmetric_parts(words: _Words) -> tuple[AnyGrid, ZeroFormat | None]:
     return IntGrid(grid.bits, signed=False), ZeroFormat(storage)  # type: ignore[arg-type]
 
 
+def _widened(fmt: Format, words: str) -> Format:
+    """Return the format with the wide inputs that the words behind the bar name."""
+    match = re.fullmatch(r"\s*int8 in:last([1-9]\d{0,8})\s*", words)
+    if match is None or fmt.wide:
+        raise InputError(
+            f"unknown words {words.strip()!r} behind the bar; write e.g. 'int4 token dynamic | int8 in:last128'"
+        )
+    return replace(fmt, wide=int(match[1]))
+
+
 def parse(text: str) -> Format:
     """Return the format of a text; ``parse(str(f)) == f``.
 
     The first word is a grid (``int4``, ``uint8``, ``e4m3``, ``nf4``, ``fp4-bnb``, ``pot4``, ``apot4``, ``ternary``,
     ``binary``, ``lloyd3``, ``lut4``, ``table[-1,0,1]``, ``e8p``, ``vq2x8d8``, ``trellis2``) or a named
     format (``mxfp4``, ``nvfp4``, ``mxint8``). Then, in any order: granularity (``tensor channel g128 b64 block128x128
-    token``, ``axis=0|1``), ``sym|asym|narrow``, ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|double|none``,
+    token``, ``axis=0|1``), ``sym|asym|narrow``, ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|int8|double|none``,
     ``zero=code|fp16|bf16|fp32``, ``static|dynamic``, ``clip=0.9`` (the share of a range that is covered, 1 by default).
+    After a bar ``int8 in:last128`` gives that many of an activation's last inputs 8 bits.
     Defaults: sym, channel, fp16 scales (fp32 for tokens, ``dynamic`` and a written ``static``), static.
 
     Raises:
         InputError: an unknown word (with the nearest valid one) or words that exclude each other.
     """
+    narrow, bar, wide = text.partition("|")
+    if bar:
+        return _widened(parse(narrow), wide)
     parts = text.split()
     if not parts:
         raise InputError("an empty format; write e.g. 'int4 g128' or 'mxfp4'")
@@ -214,6 +228,8 @@ def format_text(fmt: Format) -> str:
     tail = " dynamic" if fmt.time == "dynamic" else ""
     if fmt.clip != 1:
         tail += f" clip={fmt.clip!r}"
+    if fmt.wide:
+        tail += f" | int8 in:last{fmt.wide}"
     name = _named_formats().get(Format(fmt.grid, fmt.granularity, fmt.scale, fmt.zero))
     if name is not None:
         return name + tail

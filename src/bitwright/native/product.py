@@ -42,12 +42,22 @@ class Way(IntEnum):
     """Tables of sums of four activations; affine codes of up to 4 bits."""
     PAIRS = 7
     """Tables of sums of two activations; ternary digits."""
+    TRIPLES = 8
+    """Tables of sums of three activations; three ternary digits in five bits."""
+    PRODUCTS = 9
+    """A table of products; codes of 2 bits and coded activations of 2 bits."""
     LATTICE = 10
     """Integers; points of E8P."""
     LATTICE_EXACT = 11
     """fp32; points of E8P."""
     ADDITIVE = 12
     """fp32; sums of entries of learned codebooks."""
+    NIBBLES = 13
+    """Integers; 4 bits in two's complement, one scale for a row on both sides."""
+    TWO_LEVEL = 14
+    """Integers; 4 bits under whole scales for blocks and one float scale for a row."""
+    MIXED = 15
+    """Integers; 4 bits, activations of 4 bits in the first blocks and 8 in the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +116,8 @@ class Terms:
         starts: int32 ``[out + 1]``; columns: int32; values: fp32.
         left: fp32 ``[tiles, rank, 16]``. right: fp32 ``[rank, in]``.
         sums: fp32 ``[tiles, runs, 16]``: the sum of the weights of each run of inputs.
+        chosen: blocks ``[out, count * block]`` of 2 bits, others in each row.
+        which: int32 ``[tiles, count, 16]``, their numbers.
     """
 
     starts: Tensor | None = None
@@ -114,6 +126,8 @@ class Terms:
     left: Tensor | None = None
     right: Tensor | None = None
     sums: Tensor | None = None
+    chosen: NativeWeight | None = None
+    which: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,8 @@ class Coding:
     Attributes:
         run: inputs that share a scale. low, high: levels of the grid. asymmetric: with a zero point.
         steps: a range over this is the scale. clip: share of the range. given: ``scale`` and ``zero`` are fixed.
+        bipolar: codes are ``ceil(x / scale) - 1`` and mean ``code + 1/2``: levels without a zero.
+        wide: from this input on codes have 8 bits, with scales of their own; -1 where none have.
     """
 
     run: int
@@ -134,22 +150,32 @@ class Coding:
     given: bool = False
     scale: float = 1.0
     zero: float = 0.0
+    wide: int = -1
+    bipolar: bool = False
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a code of 0 does not mean 0, so that products need the sums of the weight."""
+        return self.asymmetric or self.bipolar
 
     def numbers(self) -> list[float]:
         """As the operator takes it."""
         return [
-            float(self.given), float(self.asymmetric), float(self.run), self.low, self.high, self.steps, self.clip,
-            self.scale, self.zero,
+            float(self.given), float(self.asymmetric), float(self.bipolar), float(self.run), self.low, self.high,
+            self.steps, self.clip, self.scale, self.zero, float(self.wide),
         ]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class TernaryWeight:
-    """A ternary matrix, five digits in a byte, one scale for every row; see ``native/core/variants.h``."""
+    """A ternary matrix with one scale for every row: five digits in a byte or (``triples``) three in five bits; see
+    ``native/core/variants.h``.
+    """
 
     codes: Tensor
     scale: Tensor
     shape: tuple[int, int]
+    triples: bool = False
 
     def bytes(self) -> int:
         """Bytes that a product reads."""
@@ -158,8 +184,11 @@ class TernaryWeight:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A weight made ready for one way of multiplying; ``levels`` is bf16 ``[2^bits]`` for ``Way.BF16`` and the
-    sums of codes, int32 ``[tiles, groups, 16]``, for ``Way.BITS``.
+    """A weight made ready for one way of multiplying.
+
+    ``levels``: bf16 ``[2^bits]`` for ``Way.BF16``; the sums of codes, int32 ``[tiles, groups, 16]``, for ``Way.BITS``,
+    of weights, ``[tiles, 16]``, for ``Way.NIBBLES``; products, int32 ``[16]``, for ``Way.PRODUCTS``; whole scales and
+    zero points, uint8 ``[2, tiles, blocks, 16]``, for ``Way.TWO_LEVEL``.
     """
 
     way: Way
@@ -182,7 +211,7 @@ class Product:
     def bytes(self) -> int:
         """Bytes that a product of one row reads."""
         terms = self.terms or Terms()
-        parts = (terms.starts, terms.columns, terms.values, terms.left, terms.right, self.levels)
+        parts = (terms.starts, terms.columns, terms.values, terms.left, terms.right, self.levels, *self._chosen())
         return self.weight.bytes() + sum(part.nbytes for part in parts if part is not None)
 
     def parts(self) -> Parts:
@@ -199,15 +228,23 @@ class Product:
             low = self.weight.entries
         return [
             self.weight.codes, self.weight.scale, zero, table, low, high, self.levels, terms.starts, terms.columns,
-            terms.values, terms.left, terms.right, terms.sums,
+            terms.values, terms.left, terms.right, terms.sums, *self._chosen(),
         ]  # fmt: skip
+
+    def _chosen(self) -> Parts:
+        terms = self.terms or Terms()
+        chosen = terms.chosen
+        if chosen is None:
+            return [None] * 4
+        return [chosen.codes, chosen.scale, chosen.zero, terms.which]
 
     def geometry(self) -> list[int]:
         """Whole numbers in the operator's order."""
         tables = self.tables
         offset, by_row = (0, 0) if tables is None else (tables.offset, int(tables.by_row))
         plain = [*self.shape, 2, 0, 0, 0, 0] if isinstance(self.weight, TernaryWeight) else self.weight.geometry()
-        return [int(self.way), int(self.terms is not None), offset, by_row, *plain]
+        chosen = 0 if self.terms is None or self.terms.chosen is None else self.terms.chosen.shape[1]
+        return [int(self.way), int(self.terms is not None), offset, by_row, *plain, chosen]
 
     def step(self) -> float:
         """Factor of the byte tables."""
@@ -262,7 +299,7 @@ def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[An
     Raises:
         InputError: for parts that do not fit each other.
     """
-    way, has_terms, offset, by_row, out, columns, *_ = geometry
+    way, has_terms, offset, by_row = geometry[:4]
     low, high, levels = parts[4:7]
     try:
         weight, ternary = _weight(way, parts, geometry)
@@ -270,11 +307,12 @@ def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[An
         if way == Way.LOOKUP:
             tables = extension().ByteTables(weight, _bytes(low), _bytes(high), bool(by_row), offset, numbers[0])
         vectors = _vectors(way, weight, parts, geometry)
-        terms = _terms(parts, out, columns) if has_terms else None
+        terms = _terms(parts, geometry) if has_terms else None
         coding = _coding(numbers[1:]) if len(numbers) > 1 else None
     except ValueError as error:
         raise InputError(f"the parts of a product do not fit: {error}") from error
-    return [way, weight, ternary, tables, vectors, span(levels, torch.bfloat16, torch.int32), terms, coding]
+    beside = span(levels, torch.bfloat16, torch.int32, torch.uint8)
+    return [way, weight, ternary, tables, vectors, beside, terms, coding]
 
 
 def _bytes(tensor: Tensor | None) -> tuple[int, int]:
@@ -287,10 +325,11 @@ def _weight(way: int, parts: Parts, geometry: list[int]) -> tuple[Any, Any]:
         raise InputError("a product needs codes and scales")
     if way == Way.ADDITIVE:
         return None, None
-    if way == Way.TERNARY:
+    if way in (Way.TERNARY, Way.TRIPLES):
         kind = FLOAT_CODES[scale.dtype]
-        return None, extension().TernaryWeight(geometry[4], geometry[5], _bytes(codes), span(scale), kind)
-    out, columns, bits, block, per_scale, levels, constant = geometry[4:]
+        shape, triples = geometry[4:6], way == Way.TRIPLES
+        return None, extension().TernaryWeight(*shape, _bytes(codes), span(scale), kind, triples)
+    out, columns, bits, block, per_scale, levels, constant = geometry[4:11]
     view = NativeWeight(codes, scale, zero, table, (out, columns), bits, block, per_scale, levels, constant)
     return view.handle(), None
 
@@ -307,18 +346,23 @@ def _vectors(way: int, weight: Any, parts: Parts, geometry: list[int]) -> Any:
     return None
 
 
-def _terms(parts: Parts, out: int, columns: int) -> Any:
-    starts, places, values, left, right, sums = parts[7:]
+def _terms(parts: Parts, geometry: list[int]) -> Any:
+    starts, places, values, left, right, sums, codes, scale, zero, which = parts[7:]
+    out, columns, _, block = geometry[4:8]
+    chosen = None
+    if codes is not None and scale is not None:
+        chosen = NativeWeight(codes, scale, zero, None, (out, geometry[11]), 2, block, 1).handle()
     return extension().Terms(
         out, columns, span(starts, torch.int32), span(places, torch.int32), span(values, torch.float32),
         0 if values is None else values.numel(), 0 if right is None else right.shape[0], span(left, torch.float32),
-        span(right, torch.float32), 0 if sums is None else sums.shape[1], span(sums, torch.float32),
+        span(right, torch.float32), 0 if sums is None else sums.shape[1], span(sums, torch.float32), chosen,
+        span(which, torch.int32),
     )  # fmt: skip
 
 
 def _coding(numbers: list[float]) -> Any:
-    given, asymmetric, run, *rest = numbers
-    return extension().Coding(bool(given), bool(asymmetric), int(run), *rest)
+    given, asymmetric, bipolar, run, *rest, wide = numbers
+    return extension().Coding(bool(given), bool(asymmetric), bool(bipolar), int(run), *rest, int(wide))
 
 
 

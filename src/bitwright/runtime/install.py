@@ -165,6 +165,8 @@ def weight_keys(meta: Mapping[str, object]) -> list[tuple[str, bool]]:
             keys += [(prefix + name, required) for name, required in coded]
         elif kind == "sparse":
             keys += [(prefix + name, True) for name in ("indptr", "indices", "values")]
+        elif kind == "groups":
+            keys += [(prefix + name, required) for name, required in coded] + [(prefix + "which", True)]
         elif kind == "lowrank":
             for side in ("left", "right"):
                 if term.get(side) == "float":

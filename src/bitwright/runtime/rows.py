@@ -40,7 +40,7 @@ def _select(weight: PackedWeight, rows: Tensor) -> tuple[dict[str, Tensor], dict
     tensors: dict[str, Tensor] = {}
     for name, tensor in weight.tensors.items():
         key = name.removeprefix(prefix)
-        if key == "codes":
+        if key == "codes" or (key == "scale_outer" and fmt.scale.storage == "int8"):
             tensors[name] = tensor[rows]
         elif key == "scale_outer" or (key == "codebook" and not isinstance(fmt.grid, CodebookGrid)):
             tensors[name] = tensor

@@ -41,7 +41,7 @@ class StateCoder:
             or (isinstance(form, granularity.Channel) and form.axis == 0)
             or isinstance(form, granularity.Group)
         )
-        if not ends_on_tokens or self.format.scale.storage in ("none", "uint8"):
+        if not ends_on_tokens or self.format.wide or self.format.scale.storage in ("none", "uint8", "int8"):
             raise InputError(
                 f"the format '{self.format}' cannot code a cache that grows token by token; "
                 "use 'token', 'g64' or 'g32 axis=0'"

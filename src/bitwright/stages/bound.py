@@ -158,7 +158,7 @@ class BoundQuantizer:
 
     def _fit_everything(self, w: Tensor, importance: Tensor | None = None) -> None:
         scale, zero = self._fit(w, 0, self.shape[1], importance)
-        self._stored = self.format.store_scale(scale)
+        self._stored = self.format.store_scale(scale, self.format.fit_outer(scale, zero))
         self.scale = self._stored.effective
         stored = self.format.store_zero(zero)
         self.zero = None if stored is None else stored.to(torch.float32)

@@ -15,6 +15,8 @@ def input_refusal(fmt: Format, columns: int) -> Refusal | None:
     """Why no reader computes an input format, with the nearest one that they have; ``None`` where they do."""
     grid, granularity = fmt.grid, fmt.granularity
     word = "int8" if isinstance(grid, IntGrid) else "e4m3"
+    if fmt.wide:
+        return _refusal(fmt, "readers code all inputs in one width", "int8 token dynamic")
     if fmt.clip != 1 and not is_static(fmt):
         return _refusal(fmt, "readers cover the whole range that they measure", f"{word} token dynamic")
     if isinstance(grid, IntGrid):

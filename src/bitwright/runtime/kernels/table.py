@@ -5,6 +5,7 @@ from __future__ import annotations
 from bitwright.runtime.dispatch import Table
 from bitwright.runtime.kernels.attention import reference as attention_reference
 from bitwright.runtime.kernels.attention import triton as attention_triton
+from bitwright.runtime.kernels.conv2d import catalogue as conv2d_catalogue
 from bitwright.runtime.kernels.conv2d import dense as conv2d_dense
 from bitwright.runtime.kernels.conv2d import native as conv2d_native
 from bitwright.runtime.kernels.conv2d import reference as conv2d_reference
@@ -14,7 +15,10 @@ from bitwright.runtime.kernels.hadamard import reference as hadamard_reference
 from bitwright.runtime.kernels.hadamard import triton as hadamard_triton
 from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
+from bitwright.runtime.kernels.linear import four_bit as linear_four_bit
+from bitwright.runtime.kernels.linear import groups as linear_groups
 from bitwright.runtime.kernels.linear import native as linear_native
+from bitwright.runtime.kernels.linear import products as linear_products
 from bitwright.runtime.kernels.linear import reference as linear_reference
 from bitwright.runtime.kernels.linear import trellis as linear_trellis
 from bitwright.runtime.kernels.linear import triton as linear_triton
@@ -43,8 +47,12 @@ TABLE = REFERENCE.with_kernels(
     linear_native.ROUNDED,
     linear_native.KERNEL,
     linear_triton_scaled.KERNEL,
+    linear_products.KERNEL,
+    *linear_four_bit.KERNELS,
+    *linear_groups.KERNELS,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
+    *conv2d_catalogue.KERNELS,
     *linear_trellis.KERNELS,
     *linear_vectors.KERNELS,
     *conv2d_native.KERNELS,

@@ -15,8 +15,9 @@ from bitwright.native.arena import Arena
 from bitwright.native.buffers import Span, float_code, span
 from bitwright.native.linear import NativeWeight
 from bitwright.native.product import AdditiveWeight, Product, TernaryWeight, Way
+from bitwright.runtime.dispatch import Table
 from bitwright.runtime.embedding import QuantEmbedding
-from bitwright.runtime.kernels.linear import native
+from bitwright.runtime.kernels.linear import catalogue, native
 from bitwright.runtime.linear import QuantLinear
 from bitwright.runtime.native_decoder.cache import FLOATS, CacheForm
 from bitwright.runtime.native_decoder.plan import (
@@ -30,6 +31,9 @@ from bitwright.runtime.native_decoder.plan import (
 )
 
 _DENSE = {torch.float32: "dense/fp32", torch.float16: "dense/fp16", torch.bfloat16: "dense/bf16"}
+
+# Layouts that the compiled step does not read, however fast their products are.
+_APART = frozenset(kernel.name for kernel in catalogue.KERNELS)
 
 
 @dataclass(eq=False)
@@ -122,7 +126,7 @@ class Builder:
         if module.online or module.input_format is not None or module.weight_meta is None:
             raise NotServedError(f"{part.path} changes its input (an online transform, or a format of activations)")
         request = replace(module.request(torch.float32, 1, torch.device("cpu")), keep_dense=False)
-        choice = module.table.choose(request)
+        choice = Table(tuple(kernel for kernel in module.table.kernels if kernel.name not in _APART)).choose(request)
         prepared = module.prepared_by(choice, torch.float32)
         moved: NativeWeight | Product
         if isinstance(prepared, NativeWeight):
@@ -142,8 +146,8 @@ class Builder:
         weight, tables = product.weight, product.tables
         assert not isinstance(weight, AdditiveWeight)
         if isinstance(weight, TernaryWeight):
-            scale = span(weight.scale), float_code(weight.scale.dtype)
-            return int(self.handle.ternary(extension().TernaryWeight(*weight.shape, span(weight.codes), *scale), bias))
+            parts = span(weight.codes), span(weight.scale), float_code(weight.scale.dtype), weight.triples
+            return int(self.handle.ternary(extension().TernaryWeight(*weight.shape, *parts), bias))
         handle = weight.handle()
         if product.way == Way.LOOKUP:
             assert tables is not None

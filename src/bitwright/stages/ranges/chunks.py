@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitwright.formats import Format
+
 # Elements per piece: a few fp32 temporaries of this size (smaller ones pay more for the calls than the cache saves).
 _CHUNK = 1 << 18
 
@@ -52,3 +54,9 @@ def weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         values.mul_(weight)
     return torch.sum(values, -1)
+
+
+def outer_of(format: Format, outer: Tensor | None, rows: slice) -> Tensor | None:
+    """Return the outer scales that the rows of a piece use."""
+    by_row = format.scale.outer is not None and format.scale.outer.rows
+    return outer[rows] if by_row and outer is not None else outer

@@ -11,7 +11,7 @@ from torch import Tensor
 from bitwright.formats import Format, IntGrid
 from bitwright.stages.lowered import lower
 from bitwright.stages.quantizer import Fitted, WeightContext
-from bitwright.stages.ranges.chunks import Piece, pieces, weighted_sum
+from bitwright.stages.ranges.chunks import Piece, outer_of, pieces, weighted_sum
 from bitwright.stages.ranges.minmax import group_limits
 from bitwright.statistics import ChannelMeans, Hessian, Prefix, Statistic
 
@@ -65,10 +65,10 @@ class Mse:
     def fit(self, g: Tensor, format: Format, mask: Tensor | None, importance: Tensor | None) -> Fitted:
         """Fit ``g[rows, groups, n]``."""
         low, high = group_limits(g, mask)
-        outer = format.fit_outer(format.scale_from_range(low, high)[0])
+        outer = format.fit_outer(*format.scale_from_range(low, high))
         for piece in pieces(g, mask, importance):
             at = piece.rows, piece.groups
-            low[at], high[at] = _Search(piece, format, outer, low[at], high[at]).run(self)
+            low[at], high[at] = _Search(piece, format, outer_of(format, outer, piece.rows), low[at], high[at]).run(self)
         return Fitted(*format.scale_from_range(low, high))
 
     def factors(self, format: Format) -> list[float]:

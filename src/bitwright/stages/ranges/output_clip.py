@@ -10,7 +10,7 @@ from torch import Tensor
 from bitwright.formats import Format
 from bitwright.formats.granularity import Channel, Group
 from bitwright.stages.quantizer import Fitted, WeightContext
-from bitwright.stages.ranges.chunks import pieces, weighted_sum
+from bitwright.stages.ranges.chunks import outer_of, pieces, weighted_sum
 from bitwright.stages.ranges.minmax import group_limits
 from bitwright.statistics import Prefix, Statistic
 from bitwright.statistics.blocks import BlockHessian, BlockMoment
@@ -64,12 +64,13 @@ class OutputClip:
     def fit(self, g: Tensor, format: Format, mask: Tensor | None, importance: Tensor | None) -> Fitted:
         """Fit ``g[rows, groups, n]``; ``importance`` is quadratic forms ``[1, groups, n, n]`` or weights of columns."""
         low, high = group_limits(g, mask)
-        outer = format.fit_outer(format.scale_from_range(low, high)[0])
+        outer = format.fit_outer(*format.scale_from_range(low, high))
         forms = importance if importance is not None and importance.ndim == 4 else None
         for piece in pieces(g, mask, None if forms is not None else importance):
             at = piece.rows, piece.groups
             form = None if forms is None else forms[0, piece.groups]
-            low[at], high[at] = self._search(piece.g, format, outer, low[at], high[at], piece.weight, form)
+            used = outer_of(format, outer, piece.rows)
+            low[at], high[at] = self._search(piece.g, format, used, low[at], high[at], piece.weight, form)
         return Fitted(*format.scale_from_range(low, high))
 
     def _search(

@@ -21,6 +21,7 @@ from bitwright.runtime.dispatch import Kernel, Request
 from bitwright.runtime.geometry import ConvGeometry
 from bitwright.runtime.kernels.linear import native, variants
 from bitwright.runtime.kernels.linear.coding import coding_for, coding_of
+from bitwright.runtime.kernels.linear.products import ByInput
 from bitwright.runtime.kernels.linear.variants import CodedProduct
 from bitwright.runtime.weight import PackedWeight
 
@@ -79,7 +80,8 @@ class _Rows(PackedWeight):
         return self.weight
 
 
-def _limit(request: Request) -> str | None:
+def limit(request: Request) -> str | None:
+    """Why no convolution of the request is served."""
     reason = native.refuses(request)
     if reason is None and "+" in request.form:
         return f"serves one coded term, not {request.form}"
@@ -88,12 +90,12 @@ def _limit(request: Request) -> str | None:
 
 def refuses_exact(request: Request) -> str | None:
     """Why a convolution in fp32 is not served."""
-    return _limit(request)
+    return limit(request)
 
 
 def refuses_rounded(request: Request) -> str | None:
     """Why a convolution with activations in 8 bits is not served."""
-    return _limit(request) or (variants.refuses_int8(request) and variants.refuses_lookup(request))
+    return limit(request) or (variants.refuses_int8(request) and variants.refuses_lookup(request))
 
 
 def refuses_coded(request: Request) -> str | None:
@@ -106,7 +108,7 @@ def refuses_coded(request: Request) -> str | None:
         return found
     if not isinstance(fmt.granularity, WholeTensor):
         return f"takes one scale for the whole image, not for every {fmt.granularity.text}"
-    return _limit(request) or variants.refuses_coded(request)
+    return limit(request) or variants.refuses_coded(request)
 
 
 def _border(geometry: ConvGeometry, axis: int) -> tuple[int, int]:
@@ -165,9 +167,12 @@ def _run(
     y = x.new_empty((x.shape[0], out, *windows.positions(x.shape[2], x.shape[3])))
     for group, weight in enumerate(prepared.groups(groups)):
         product = weight
-        if isinstance(weight, CodedProduct):
+        if isinstance(product, ByInput):
+            assert quantizer is not None
+            product = product.product(quantizer.format)
+        if isinstance(product, CodedProduct):
             assert coding is not None
-            product = weight.for_coding(coding)
+            product = product.for_coding(coding)
         place = (group * (x.shape[1] // groups), group * (out // groups), out)
         rows = slice(place[1], place[1] + out // groups)
         part = None if bias is None else bias[rows]
@@ -188,22 +193,23 @@ def _rounded(packed: PackedWeight) -> Product:
     return variants.lookup_product(weight) if variants.looks_up(weight) else variants.int8_product(weight)
 
 
-def _kernel(name: str, priority: int, why: str, make: Make, runs: Any, refuses: Any) -> Kernel:
+def kernel(name: str, priority: int, why: str, make: Make, runs: Any, refuses: Any) -> Kernel:
+    """A kernel of convolutions; ``make`` prepares the weight of one group."""
     return Kernel(
         name=f"conv2d/{name}", op="conv2d", priority=priority, why=why, prepare=_prepare(make), run=runs,
         forms=frozenset({"affine", "table", "codebook"}), devices=frozenset({"cpu"}), refuses=refuses,
     )  # fmt: skip
 
 
-EXACT = _kernel(
+EXACT = kernel(
     "native", 50, "reads the packed weight for blocks of windows and multiplies in fp32 (compiled)",
     lambda packed: variants.exact_product(packed.unpack()), run, refuses_exact,
 )  # fmt: skip
-ROUNDED = _kernel(
+ROUNDED = kernel(
     "native-int8", 60, "multiplies blocks of windows in integers, activations in 8 bits (compiled)",
     _rounded, run, refuses_rounded,
 )  # fmt: skip
-CODED = _kernel(
+CODED = kernel(
     "native-coded", 65, "multiplies the recipe's own codes of the input with the weight's in integers (compiled)",
     lambda packed: variants.prepare_coded(packed, torch.float32), run_coded, refuses_coded,
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """Variants from the catalogue: bit-serial products and tables of sums; they serve where they were measured to win.
 
 Bit-serial (DLRT, DeepliteRT, ABQ-LLM): common bits of the planes of weight and activation are counted, exact for every
-number of bits. Tables of sums (T-MAC; bitnet.cpp's TL1 for ternary digits): the sums of four (two) activations are
-looked up by the weight's bits; kept in 16 bits, so the result is that of the integer product.
+number of bits. Tables of sums (T-MAC; bitnet.cpp's TL1 and TL2 for ternary digits): the sums of four (two, three)
+activations are looked up by the weight's bits; kept in 16 bits, so the result is that of the integer product.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from bitwright.runtime.kernels.linear.coding import coding_of
 from bitwright.runtime.kernels.linear.preference import preferred
 from bitwright.runtime.kernels.linear.variants import CodedProduct
 from bitwright.runtime.weight import PackedWeight
+
+_TRIPLE_BLOCK = 192
 
 
 def _replaced(product: Product, codes: torch.Tensor) -> Product:
@@ -61,7 +63,17 @@ def pairs_product(weight: QuantizedTensor) -> Product:
     return replace(made, way=Way.PAIRS)
 
 
-def _measured(request: Request, name: str, key: str) -> str | None:
+def triples_product(weight: QuantizedTensor) -> Product:
+    """Three ternary digits in five bits."""
+    plain = variants.ternary_product(weight)
+    term = weight.terms[0]
+    assert isinstance(term, Codes)
+    scale = plain.weight.scale.transpose(1, 2).flatten()[: term.shape[0]].unsqueeze(1)
+    return replace(plain, way=Way.TRIPLES, weight=prepared.triples_weight(term.codes, scale))
+
+
+def measured(request: Request, name: str, key: str) -> str | None:
+    """Why a kernel does not serve although it could: it was not measured to win."""
     isa = require_library().name
     if preferred(isa, name, key, request.rows):
         return None
@@ -80,7 +92,7 @@ def refuses_bits(request: Request) -> str | None:
     coding = coding_of(given, request.shape[1])
     if isinstance(coding, str) or coding.run < request.shape[1]:
         return "counts bits of activations with one scale for a row"
-    return _measured(request, "native-bits", f"w{fmt.grid.bits}a{given.grid.bits}")
+    return measured(request, "native-bits", f"w{fmt.grid.bits}a{given.grid.bits}")
 
 
 def refuses_sums(request: Request) -> str | None:
@@ -92,7 +104,23 @@ def refuses_sums(request: Request) -> str | None:
     found = native.geometry(fmt, (request.shape[0], request.shape[1]))
     if request.shape[0] % 64 or fmt.grid.bits > 4 or isinstance(found, str) or found[0] < 32:
         return "looks up sums for multiples of 64 rows, codes of up to 4 bits and blocks of 32 inputs"
-    return _measured(request, "native-sums", f"w{fmt.grid.bits}")
+    return measured(request, "native-sums", f"w{fmt.grid.bits}")
+
+
+def refuses_triples(request: Request) -> str | None:
+    """Why triples are not looked up."""
+    return variants.refuses_ternary(request) or measured(request, "native-triples", "ternary")
+
+
+def refuses_coded_triples(request: Request) -> str | None:
+    """Why triples are not looked up for the codes of an input."""
+    reason = variants.refuses_coded_ternary(request, block=_TRIPLE_BLOCK)
+    return reason or measured(request, "native-triples", "ternary coded")
+
+
+def _prepare_coded_triples(packed: PackedWeight, dtype: torch.dtype) -> CodedProduct:
+    del dtype
+    return CodedProduct(triples_product(packed.unpack()), packed)
 
 
 def _prepare_bits(packed: PackedWeight, dtype: torch.dtype) -> CodedProduct:
@@ -118,6 +146,16 @@ SUMS = Kernel(
     forms=variants.forms("affine", "table"), why="looks sums of activations up, measured to be faster",
     prepare=_prepare(sums_product), run=variants.run, refuses=refuses_sums,
 )  # fmt: skip
+TRIPLES = Kernel(
+    name="linear/native-triples", op="linear", priority=71, devices=frozenset({"cpu"}), forms=variants.forms("table"),
+    why="looks sums of three activations up for ternary weights in 5/3 bits, measured to be faster",
+    prepare=_prepare(triples_product), run=variants.run, refuses=refuses_triples,
+)  # fmt: skip
+CODED_TRIPLES = Kernel(
+    name="linear/native-coded-triples", op="linear", priority=71, devices=frozenset({"cpu"}),
+    forms=variants.forms("table"), why="looks sums of three codes of the input up, measured to be faster",
+    prepare=_prepare_coded_triples, run=variants.run_coded, refuses=refuses_coded_triples,
+)  # fmt: skip
 
-KERNELS = (BITS, SUMS)
+KERNELS = (BITS, SUMS, TRIPLES, CODED_TRIPLES)
 """Asked before the plain integer products; refuse where they were not measured to win."""

@@ -16,6 +16,7 @@ PREFERENCE: Mapping[tuple[str, str, str], frozenset[str]] = {
     ("avx512", "native-bits", PROMPT): frozenset({"w1a1", "w1a2", "w1a3", "w2a1", "w2a2", "w3a1", "w3a2", "w4a1"}),
     ("avx2", "native-sums", DECODE): frozenset({"w1", "w3"}),
     ("avx2", "native-sums", PROMPT): frozenset({"w1"}),
+    ("avx2", "native-triples", DECODE): frozenset({"ternary", "ternary coded"}),
 }
 """``(instruction set, kernel, phase)`` to the widths (``w1a1``: bits of weight and activation) that it won."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitwright.formats import Codes, IntGrid, LowRank, QuantizedTensor, Sparse
+from bitwright.errors import InputError
+from bitwright.formats import Codes, Groups, IntGrid, LowRank, QuantizedTensor, Sparse
 from bitwright.native.linear import AFFINE, ROWS, NativeWeight, pack_codes, tiled
 from bitwright.native.product import ByteTables, Terms, TernaryWeight
 
@@ -16,6 +18,8 @@ _HALF = 1 << 13
 """Levels that are no multiples of a step are rounded to this many steps of the largest one."""
 
 _DIGITS, _VECTOR = 5, 20
+_UNIT, _TALL = 24, 64
+"""Inputs and rows of a unit of ternary triples."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,26 @@ def ternary_weight(digits: Tensor, scale: Tensor) -> TernaryWeight:
     return TernaryWeight(codes, tiled(scale).contiguous(), (out, columns))
 
 
+def triples_weight(digits: Tensor, scale: Tensor) -> TernaryWeight:
+    """Pack ``digits[out, in]`` (0, 1, 2 for -1, 0, 1), three in five bits; ``scale`` is ``[out, 1]``.
+
+    Raises:
+        InputError: for other digits.
+    """
+    if digits.numel() and int(digits.max()) > 2:
+        raise InputError("ternary digits are 0, 1 and 2; check the codes")
+    out, columns = digits.shape
+    padded = torch.nn.functional.pad(digits, (0, -columns % _UNIT, 0, -out % _TALL), value=1).to(torch.int16) - 1
+    cut = padded.view(-1, 2, _TALL // 2, padded.shape[1] // _UNIT, _UNIT // 3, 3)
+    value = 9 * cut[..., 0] + 3 * cut[..., 1] + cut[..., 2]
+    size, sign = value.abs().unflatten(-1, (4, 2)), (value < 0).to(torch.int16)
+    sizes = size[..., 0] | size[..., 1] << 4
+    signs = (sign << torch.arange(8, dtype=torch.int16)).sum(-1, keepdim=True)
+    # [talls, half, 32, units, 5] -> [talls, units, 5, 32, half]
+    codes = torch.cat((sizes, signs), -1).permute(0, 3, 4, 2, 1).to(torch.uint8).contiguous()
+    return TernaryWeight(codes, tiled(scale).contiguous(), (out, columns), triples=True)
+
+
 def bit_planes(codes: Tensor, bits: int, block: int) -> Tensor:
     """Pack each bit of ``codes[out, in]`` as a plane of its own, the lowest first."""
     planes = [pack_codes(((codes >> bit) & 1).contiguous(), 1, block) for bit in range(bits)]
@@ -158,8 +182,9 @@ def pair_nibbles(digits: Tensor, block: int) -> Tensor:
 def extra_terms(weight: QuantizedTensor) -> Terms | None:
     """Single weights and narrow factors of a sum, several of a kind joined; ``None`` without any."""
     sparse = [term for term in weight.terms if isinstance(term, Sparse)]
+    groups = next((term for term in weight.terms if isinstance(term, Groups)), None)
     narrow = [term for term in weight.terms if isinstance(term, LowRank)]
-    if not sparse and not narrow:
+    if not sparse and not narrow and groups is None:
         return None
     starts = columns = values = left = right = None
     if sparse:
@@ -172,7 +197,19 @@ def extra_terms(weight: QuantizedTensor) -> Terms | None:
     if narrow:
         left = tiled(torch.cat([_floats(term.left) for term in narrow], 1))
         right = torch.cat([_floats(term.right) for term in narrow], 0).contiguous()
-    return Terms(starts, columns, values, left, right)
+    made = Terms(starts, columns, values, left, right)
+    return made if groups is None else replace(made, **chosen_blocks(groups))
+
+
+def chosen_blocks(term: Groups) -> dict[str, Any]:
+    """The codes of chosen groups as blocks, and their numbers."""
+    codes = term.codes
+    zero = None if codes.zero is None else codes.zero
+    constant = torch.full_like(codes.codes[:, : term.count], -int(codes.format.grid.min_level))
+    made = native_codes(
+        codes.codes, codes.format.grid.bits, term.size, 1, codes.scale.effective, constant if zero is None else zero
+    )
+    return {"chosen": made, "which": tiled(term.which)}
 
 
 def _floats(factor: Tensor | Codes) -> Tensor:
@@ -181,8 +218,10 @@ def _floats(factor: Tensor | Codes) -> Tensor:
 
 def run_sums(weight: QuantizedTensor, run: int) -> Tensor:
     """Sums ``[tiles, runs, 16]`` of the coded weights over runs of inputs: what a zero point is multiplied by."""
-    term = weight.terms[0]
-    values = term.dequantize().double()
+    values = weight.terms[0].dequantize().double()
+    for term in weight.terms:
+        if isinstance(term, Groups):
+            values = values + term.dequantize().double()
     runs = math.ceil(values.shape[1] / run)
     padded = torch.nn.functional.pad(values, (0, runs * run - values.shape[1]))
     return tiled(padded.view(len(values), runs, -1).sum(-1).float())

@@ -233,9 +233,9 @@ def refuses_coded(request: Request) -> str | None:
     return None
 
 
-def refuses_coded_ternary(request: Request) -> str | None:
-    """Codes of the input with ternary weights in base 3."""
-    return native.refuses(request) or _ternary(request) or _coded(request, _TERNARY_BLOCK)
+def refuses_coded_ternary(request: Request, block: int = _TERNARY_BLOCK) -> str | None:
+    """Codes of the input with ternary weights in base 3, or packed in other blocks."""
+    return native.refuses(request) or _ternary(request) or _coded(request, block)
 
 
 # -- running -----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class CodedProduct:
 
     def for_coding(self, coding: Coding) -> Product:
         """The product with the sums that a coding needs."""
-        if not coding.asymmetric:
+        if not coding.shifts:
             return self.product
         found = self._with_sums.get(coding.run)
         if found is None:

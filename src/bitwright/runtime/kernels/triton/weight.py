@@ -167,7 +167,7 @@ def _scales(term: Codes) -> tuple[Tensor, int, float]:
         if not math.isfinite(factor):
             raise InputError(f"the outer scale {outer:.3g} is too large; quantize again")
         return term.scale.stored, E4M3_SCALE, factor
-    stored = term.scale.effective if storage == "uint8" else term.scale.stored
+    stored = term.scale.effective if storage in ("uint8", "int8") else term.scale.stored
     return stored, FLOAT_SCALE, 1.0
 
 
