@@ -10,10 +10,7 @@
 
 #include <bit>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <tuple>
-#include <vector>
 
 namespace nb = nanobind;
 
