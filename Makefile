@@ -15,9 +15,10 @@ PYTEST_OPTIONS ?=
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 # Random cases of each part and instruction set that the driver without Python runs.
-TURNS ?= 150
+TURNS ?= 100
 # Parts that run emulated; the emulator itself does not survive the forks of the pool's.
-NEON_PARTS := linear bits coded ways counts terms hadamard sweep descent kmeans rows attention decode probe memory
+NEON_PARTS := linear bits nearest symmetric coded ways counts terms trellis vectors hadamard sweep descent kmeans \
+	rows attention decode probe memory
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
 # The version of triton: torch's CUDA wheels ask for one exactly, those without CUDA for none.

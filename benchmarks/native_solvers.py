@@ -7,7 +7,8 @@ torch, and each peer's own functions in the peer's interpreter (`ENVS/gptqmodel`
 there is left out). `factor` is what is made of the Hessian, `sweep` the rest. Then Hadamard transforms, packing and
 unpacking in bytes read plus written per second, beside a copy of as many bytes and a read in the same minute; the
 `fresh` ones make the memory of their result too, as `clone` does beside `copy`. A round runs everything once; medians
-and the best of all rounds are written. Rounds stop early, so that all of it ends within the limit.
+and the best of all rounds are written. Last, in seconds beside torch's form of the same: second moments of tokens, a
+weight rounded to nearest, activations rounded by token. Rounds stop early, so that all of it ends within the limit.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitwright.formats import pack, parse, unpack
+from bitwright.formats import nearest, pack, parse, unpack
 from bitwright.formats.packing import _pack_by_words, _unpack_by_words
-from bitwright.native import chosen, hadamard
+from bitwright.native import chosen, factor, hadamard, moments
 from bitwright.native.bits import pack_bits, unpack_bits
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
@@ -40,6 +41,7 @@ from bitwright.stages.ranges import MinMax
 from bitwright.stages.rounding import sweep as rounding
 from bitwright.stages.rounding.second_order import feedback_factor
 from bitwright.stages.transforms.hadamard import _multiply, apply_hadamard
+from bitwright.statistics.hessian import HessianCollector
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "native_solvers.json"
@@ -66,26 +68,28 @@ def problem(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def solve(w: torch.Tensor, h: torch.Tensor, compiled: bool) -> Times:
     """One solve of ours."""
     bound = BoundQuantizer(parse(FORMAT), MinMax(), w)
-    start = time.perf_counter()
-    factor = feedback_factor(h, 0.01, WeightContext())
-    middle = time.perf_counter()
     with only_torch(not compiled):
-        rounding.sweep(w, bound, torch.arange(w.shape[1]), factor)
-    _ = bound.codes
-    end = time.perf_counter()
+        start = time.perf_counter()
+        found = feedback_factor(h, 0.01, WeightContext())
+        middle = time.perf_counter()
+        rounding.sweep(w, bound, torch.arange(w.shape[1]), found)
+        _ = bound.codes
+        end = time.perf_counter()
     return {"seconds": end - start, "factor": middle - start, "sweep": end - middle}
 
 
 @contextlib.contextmanager
 def only_torch(wanted: bool) -> Iterator[None]:
-    """The sweep on torch, as where nothing is compiled."""
-    serves = rounding.serves
+    """Solving, moments and rounding to nearest on torch, as where nothing is compiled."""
+    kept = rounding.serves, factor.serving, moments.serving, nearest.rounder
     if wanted:
         rounding.serves = lambda w, bound: False
+        factor.serving = moments.serving = lambda h: None
+        nearest.rounder = lambda fmt, x, layout: None
     try:
         yield
     finally:
-        rounding.serves = serves
+        rounding.serves, factor.serving, moments.serving, nearest.rounder = kept
 
 
 class Peer:
@@ -127,7 +131,7 @@ class Peer:
 def streams(size: int = BYTES) -> dict[str, tuple[int, Callable[[], object]]]:
     """What is measured in bytes per second: the bytes that are read and written, and the call."""
     floats, target = torch.randn(size // 4), torch.empty(size // 4)
-    codes = torch.randint(0, 8, (1024, size // 1024), dtype=torch.uint8)
+    codes = torch.randint(0, 256, (1024, size // 1024), dtype=torch.uint8)
     measured: dict[str, tuple[int, Callable[[], object]]] = {
         "copy": (2 * size, lambda: target.copy_(floats)),
         "clone": (2 * size, floats.clone),
@@ -145,8 +149,8 @@ def streams(size: int = BYTES) -> dict[str, tuple[int, Callable[[], object]]]:
         measured[f"fresh hadamard {IN} {name}"] = (2 * x.nbytes, partial(apply_hadamard, x, IN))
     x = floats.view(-1, IN)
     measured[f"torch hadamard {IN} float32"] = (2 * x.nbytes, partial(_multiply, x, IN, 1, False))
-    for bits in (1, 2, 3, 4):
-        plain = codes % (1 << bits)
+    for bits in range(1, 8):
+        plain = codes >> (8 - bits)
         packed, target_codes = pack(plain, bits), torch.empty_like(plain)
         moved, n = plain.nbytes + packed.nbytes, plain.shape[1]
         measured[f"pack {bits}"] = (moved, partial(pack_bits, plain, bits, out=torch.empty_like(packed)))
@@ -159,6 +163,35 @@ def streams(size: int = BYTES) -> dict[str, tuple[int, Callable[[], object]]]:
     return measured
 
 
+def loops() -> dict[str, Callable[[], object]]:
+    """What is measured in seconds beside the same on torch."""
+    tokens, weight = torch.randn(2048, 4096), torch.randn(4096, 4096)
+    activations = torch.randn(512, 4096)
+    sums = HessianCollector(4096)
+    return {
+        "moments 2048 x 4096 float32": partial(sums.update, tokens),
+        "moments 2048 x 4096 bfloat16": partial(sums.update, tokens.bfloat16()),
+        "nearest 4096 x 4096 int4 g128": partial(parse("int4 g128").quantize, weight),
+        "nearest 4096 x 4096 int4 g128 asym": partial(parse("int4 g128 asym").quantize, weight),
+        "nearest 4096 x 4096 nf4 b64": partial(parse("nf4 b64").quantize, weight),
+        "activations 512 x 4096 int8 token float32": partial(parse("int8 token dynamic").fake_quantize, activations),
+        "activations 512 x 4096 int8 token bfloat16": partial(
+            parse("int8 token dynamic").fake_quantize, activations.bfloat16()
+        ),
+    }
+
+
+def time_loops(calls: dict[str, Callable[[], object]], found: dict[str, list[Times]]) -> None:
+    """Each of them three times compiled and on torch, in alternation."""
+    for name, call in calls.items():
+        for _ in range(3):
+            for kind in ("compiled", "torch"):
+                with only_torch(kind == "torch"):
+                    begin = time.perf_counter()
+                    call()
+                    found.setdefault(f"{kind} {name}", []).append({"seconds": time.perf_counter() - begin})
+
+
 def rounds(options: argparse.Namespace) -> dict[str, list[Times]]:
     """Every round runs everything once, until the time is up."""
     began = time.monotonic()
@@ -169,7 +202,7 @@ def rounds(options: argparse.Namespace) -> dict[str, list[Times]]:
         python = options.envs / tool / "bin" / "python" if options.envs else Path("none")
         if python.exists():
             peers[tool] = Peer(tool, python, file, options.threads)
-    measured = streams()
+    measured, calls = streams(), loops()
     found: dict[str, list[Times]] = {}
     longest = 0.0
     for _ in range(options.rounds):
@@ -185,6 +218,7 @@ def rounds(options: argparse.Namespace) -> dict[str, list[Times]]:
                 begin = time.perf_counter()
                 call()
                 found.setdefault(name, []).append({"bytes_per_second": moved / (time.perf_counter() - begin)})
+        time_loops(calls, found)
         longest = max(longest, time.monotonic() - start)
         print(json.dumps({name: times[-1] for name, times in found.items()}), file=sys.stderr, flush=True)
     for peer in peers.values():
@@ -209,6 +243,10 @@ def ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
         for part in ("seconds", "sweep"):
             if name in table:
                 found[f"{name} {part} / compiled"] = table[name][part]["median"] / table["compiled"][part]["median"]
+    for name, row in table.items():
+        if name.startswith("compiled "):
+            other = "torch" + name.removeprefix("compiled")
+            found[f"{other} / compiled"] = table[other]["seconds"]["median"] / row["seconds"]["median"]
     copy = table["copy"]["bytes_per_second"]
     for name, row in table.items():
         if "bytes_per_second" in row and name != "copy":

@@ -3,15 +3,17 @@
     python -m benchmarks.serving --work DIR [--out benchmarks/results/serving.json]
 
 A random Llama of 100 million weights in int4 g128 is served on loopback; clients of OpenAI's library run in a process
-of their own and stream greedy answers of 64 tokens. Both ways run in one process, in alternation, on the same weights; the
-second gives the engine decoders without a common step, as it was before there was one.
+of their own and stream greedy answers of 64 tokens. Both ways run in one process, in alternation, on the same weights;
+the second gives the engine decoders without a common step, as it was before there was one. ``steps`` are the same
+steps without server and clients.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import platform
+import os
 import shutil
 import statistics
 import subprocess
@@ -103,16 +105,39 @@ def client(url: str, clients: int) -> float:
         return drawn / (time.perf_counter() - start)
 
 
+def bare(network: Any, sequences: int, together: bool, steps: int = 48) -> float:
+    """Tokens per second of steps of some sequences, without a server."""
+    from bitwright.runtime.native_decoder import NativeDecoder
+
+    decoders = [NativeDecoder(network) for _ in range(sequences)]
+    for place, decoder in enumerate(decoders):
+        decoder.start([1 + place, 2, 3, 4])
+    start = time.perf_counter()
+    for step in range(steps):
+        if together:
+            NativeDecoder.step_together(decoders, [5 + step] * sequences)
+        else:
+            for decoder in decoders:
+                decoder.step(5 + step)
+    return steps * sequences / (time.perf_counter() - start)
+
+
 def measure(work: Path, repeats: int) -> dict[str, Any]:
     """Both ways in alternation, for every number of clients."""
     from bitwright.jobs.opened_model import open_runnable
-    from bitwright.runtime.native_decoder import NativeDecoder, native_network
+    from bitwright.machine import processor
+    from bitwright.runtime.native_decoder import NativeDecoder
+    from bitwright.runtime.native_decoder.build import build
+    from bitwright.runtime.native_decoder.cache import cache_of
+    from bitwright.runtime.native_decoder.read import read_plan
 
     class Alone(NativeDecoder):
         step_together = None  # type: ignore[assignment]
 
     opened = open_runnable(str(prepare(work)), cache_weights=False, exact=False)
-    network, _ = native_network(opened.module)
+    # Not proved against the modules here: random weights of 14 layers carry a flipped 8-bit code to the logits.
+    plan = read_plan(opened.module)
+    network = build(plan, cache_of(opened.module, plan.head_dim))
     rows = []
     ways = {"together": lambda: NativeDecoder(network), "one after the other": lambda: Alone(network)}
     for clients in CLIENTS:
@@ -124,12 +149,20 @@ def measure(work: Path, repeats: int) -> dict[str, Any]:
         for way, values in speeds.items():
             best, median = max(values), statistics.median(values)
             rows.append({"clients": clients, "way": way, "tokens_per_second": best, "median": median})
+    steps = []
+    for count in CLIENTS:
+        pairs = [(bare(network, count, together=True), bare(network, count, together=False)) for _ in range(5)]
+        both, apart = (max(values) for values in zip(*pairs, strict=True))
+        steps.append({"sequences": count, "together": both, "one after the other": apart})
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
+        "commit": commit, "date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 2),
+        "processor": processor().name,
         "model": "random Llama, 100 million weights, int4 g128, tied head in bf16", "answer_tokens": TOKENS,
-        "threads": torch.get_num_threads(), "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
         "protocol": f"greedy, streamed over loopback by the official client; {repeats} runs in alternation, best and "
         "median; the clients' process shares the machine's cores",
-        "rows": rows,
+        "rows": rows, "steps": steps,
     }  # fmt: skip
 
 

@@ -40,10 +40,13 @@ NB_MODULE(_core, module) {
   library.def("__init__", [](bw::Library* self, const std::string& name) { new (self) bw::Library(bw::open(name)); });
   library.def_prop_ro("name", [](const bw::Library& self) { return self.kernels->name; });
   bw::bind_bits(library);
+  bw::bind_factor(library);
   bw::bind_hadamard(library);
   bw::bind_kmeans(library);
   bw::bind_linear(module, library);
   bw::bind_memory(module);
+  bw::bind_moments(library);
+  bw::bind_nearest(library);
   bw::bind_sweep(module, library);
   bw::bind_product(module, library);
   bw::bind_vectors(module, library);

@@ -196,9 +196,7 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call) {
-  require(int{call.ternary != nullptr} + int{call.weight != nullptr} + int{call.additive()} == 1,
-          "a product needs one weight");
+void check(const Call& call, const Terms* terms) {
   const bool points = call.way == Way::lattice || call.way == Way::lattice_exact;
   require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
           "the tables of vectors do not fit the kernel");
@@ -206,7 +204,8 @@ void check(const Call& call) {
   require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
           "lookups need tables, those of rows are of the same weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
-  require(!points || call.weight->bits == call.vectors->bits, "the tables are those of other points");
+  require(!points || (call.weight->bits == call.vectors->bits && call.weight->block % 32 == 0),
+          "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
   const bool sums = call.way == Way::sums || call.way == Way::pairs;
   require(!sums || (call.weight->out % 64 == 0 && call.weight->block <= 128 && call.weight->block >= 32 &&
@@ -245,10 +244,10 @@ Call make_call(const Library& self, int way, const Weight* weight, const Ternary
             0,
             0,
             checked_threads(threads)};
-  check(call);
+  require(int{ternary != nullptr} + int{weight != nullptr} + int{call.additive()} == 1, "a product needs one weight");
   call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
   call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
-  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
+  check(call, terms);
   if (coding) check_coding(call, terms);
   if (call.way == Way::bf16)
     call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");

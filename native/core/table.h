@@ -7,8 +7,11 @@
 #include "core/attention.h"
 #include "core/bits.h"
 #include "core/descent.h"
+#include "core/factor.h"
 #include "core/hadamard.h"
 #include "core/kmeans.h"
+#include "core/moments.h"
+#include "core/nearest.h"
 #include "core/network.h"
 #include "core/sweep.h"
 #include "core/trellis.h"
@@ -42,6 +45,13 @@ struct Kernels {
   void (*pack_bits)(const BitStreams&, const uint8_t* codes, uint8_t* packed, int threads);
   void (*unpack_bits)(const BitStreams&, const uint8_t* packed, uint8_t* codes, int threads);
 
+  // -- nearest: groups rounded by themselves ---------------------------------------------------------------------
+  // The smallest and the largest value of every group; both NaN where a value is.
+  void (*group_limits)(const Groups&, const void* x, Float type, float* low, float* high, int threads);
+  // Codes, values of x's type, or both (the other one null). x must be finite.
+  void (*round_groups)(const Groups&, const Nearest&, const void* x, Float type, uint8_t* codes, void* values,
+                       int threads);
+
   // -- sweep: second-order rounding, column by column -----------------------------------------------------------
   // `factors` is scratch: 8 floats for every finished column, feed and begun panel of eight columns of a call.
   // Weights w[out][in] into the targets, and the targets' values back to values[out][in].
@@ -59,6 +69,14 @@ struct Kernels {
   // that covers a span, each call sees the history that the one before left. Targets stay.
   void (*sweep_look)(const Sweep&, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,
                      float* factors, int threads);
+
+  // -- factor: of the matrix that second-order rounding minimises with ----------------------------------------------
+  // False where a pivot is not a positive number; `packed` [size][min(size, 256)] is scratch.
+  bool (*upper_factor)(const Factorization&, float* packed, int threads);
+
+  // -- moments: of the tokens that a layer reads ------------------------------------------------------------------------
+  // Adds x^T x on and above the diagonal; what is below it may change too. `packed` [tiles][tokens][32] is scratch.
+  void (*add_moments)(const Moments&, float* packed, int threads);
 
   // -- descent: coordinate descent over columns -----------------------------------------------------------------
   // Visits the columns first .. last; null leaves them unrounded. `slopes` [tiles][last - first][32] and `factors` are

@@ -4,9 +4,12 @@
 #include "kernels/bits.h"
 #include "kernels/decode.h"
 #include "kernels/descent.h"
+#include "kernels/factor.h"
 #include "kernels/hadamard.h"
 #include "kernels/kmeans.h"
 #include "kernels/linear.h"
+#include "kernels/moments.h"
+#include "kernels/nearest.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
 #include "kernels/trellis.h"
@@ -29,12 +32,16 @@ const Kernels& table() {
       .linear_float = linear_float,
       .pack_bits = pack_bits,
       .unpack_bits = unpack_bits,
+      .group_limits = group_limits,
+      .round_groups = round_groups,
       .sweep_load = sweep_load,
       .sweep_values = sweep_values,
       .sweep_begin = sweep_begin,
       .sweep_feed = sweep_feed,
       .sweep_round = sweep_round,
       .sweep_look = sweep_look,
+      .upper_factor = upper_factor,
+      .add_moments = add_moments,
       .descend = descend,
       .kmeans = kmeans,
       .hadamard = hadamard,

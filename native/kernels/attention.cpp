@@ -258,15 +258,29 @@ void run(const Attend& work) {
 }  // namespace
 
 void attend(const Attend& work) {
-  switch (work.rows) {
-    case 1: return run<1>(work);
-    case 2: return run<2>(work);
-    case 3: return run<3>(work);
-    case 4: return run<4>(work);
-    case 5: return run<5>(work);
-    case 6: return run<6>(work);
-    case 7: return run<7>(work);
-    case 8: return run<8>(work);
+  if constexpr (kLean) {
+    // Rows do not touch each other; one form of the loops instead of eight compiles in a fraction of the time.
+    for (int r = 0; r < work.rows; ++r) {
+      Attend one = work;
+      one.rows = 1;
+      one.query += r * work.stride;
+      one.sums += r * work.stride;
+      one.first += r, one.last += r, one.peak += r, one.total += r;
+      run<1>(one);
+    }
+    return;
+  }
+  if constexpr (!kLean) {
+    switch (work.rows) {
+      case 1: return run<1>(work);
+      case 2: return run<2>(work);
+      case 3: return run<3>(work);
+      case 4: return run<4>(work);
+      case 5: return run<5>(work);
+      case 6: return run<6>(work);
+      case 7: return run<7>(work);
+      case 8: return run<8>(work);
+    }
   }
 }
 

@@ -9,11 +9,12 @@
 
 #include "core/pool.h"
 #include "kernels/planes.h"
+#include "simd/stream.h"
 
 namespace bw::BW_ISA {
 namespace {
 
-constexpr int kWords = 64;                  // words of a batch
+constexpr int kWords = 64;                    // words of a batch
 constexpr int64_t kChunk = int64_t{1} << 16;  // codes of a chunk of work
 
 static_assert(std::endian::native == std::endian::little, "words are read as they lie in memory");
@@ -58,10 +59,29 @@ void unpack_batch(const uint8_t* packed, uint8_t* codes) {
   std::memcpy(codes, words, sizeof(words));
 }
 
+// The same past the cache, to aligned memory.
+template <int bits>
+void stream_packed(const uint8_t* codes, uint8_t* packed) {
+  alignas(64) uint8_t batch[kWords * bits + 8];
+  pack_batch<bits>(codes, batch);
+  for (int i = 0; i < bits; ++i) stream_bytes(packed + 64 * i, load_bytes(batch + 64 * i));
+}
+
+template <int bits>
+void stream_unpacked(const uint8_t* packed, uint8_t* codes) {
+  alignas(64) uint8_t batch[8 * kWords];
+  unpack_batch<bits>(packed, batch);
+  for (int i = 0; i < 8; ++i) stream_bytes(codes + 64 * i, load_bytes(batch + 64 * i));
+}
+
 // `count` codes from a byte of the stream on.
 template <int bits>
-void pack_run(const uint8_t* codes, uint8_t* packed, int64_t count) {
+void pack_run(const uint8_t* codes, uint8_t* packed, int64_t count, bool past) {
   int64_t k = 0;
+  if (past && reinterpret_cast<uintptr_t>(packed) % 64 == 0) {
+    for (; k + 8 * kWords <= count; k += 8 * kWords) stream_packed<bits>(codes + k, packed + k / 8 * bits);
+    end_streams();
+  }
   // A batch writes up to eight bytes behind its end: the next codes must fill them.
   for (; k + 8 * kWords + 64 <= count; k += 8 * kWords) pack_batch<bits>(codes + k, packed + k / 8 * bits);
   for (; k < count; k += 8) {
@@ -73,8 +93,12 @@ void pack_run(const uint8_t* codes, uint8_t* packed, int64_t count) {
 }
 
 template <int bits>
-void unpack_run(const uint8_t* packed, uint8_t* codes, int64_t count) {
+void unpack_run(const uint8_t* packed, uint8_t* codes, int64_t count, bool past) {
   int64_t k = 0;
+  if (past && reinterpret_cast<uintptr_t>(codes) % 64 == 0) {
+    for (; k + 8 * kWords + 64 <= count; k += 8 * kWords) stream_unpacked<bits>(packed + k / 8 * bits, codes + k);
+    end_streams();
+  }
   for (; k + 8 * kWords + 64 <= count; k += 8 * kWords) unpack_batch<bits>(packed + k / 8 * bits, codes + k);
   for (; k < count; k += 8) {
     uint64_t word = 0;
@@ -102,24 +126,26 @@ void each_run(BitStreams streams, int threads, const Run& run) {
 }  // namespace
 
 void pack_bits(const BitStreams& streams, const uint8_t* codes, uint8_t* packed, int threads) {
+  const bool past = streams.rows * streams.row_bytes() >= kStreamFrom;
   with_bits(streams.bits, [&](auto bits) {
     each_run(streams, threads, [&](int64_t code, int64_t byte, int64_t count) {
       if constexpr (bits == 8) {
         std::memcpy(packed + byte, codes + code, static_cast<size_t>(count));
       } else {
-        pack_run<bits>(codes + code, packed + byte, count);
+        pack_run<bits>(codes + code, packed + byte, count, past);
       }
     });
   });
 }
 
 void unpack_bits(const BitStreams& streams, const uint8_t* packed, uint8_t* codes, int threads) {
+  const bool past = streams.rows * streams.codes >= kStreamFrom;
   with_bits(streams.bits, [&](auto bits) {
     each_run(streams, threads, [&](int64_t code, int64_t byte, int64_t count) {
       if constexpr (bits == 8) {
         std::memcpy(codes + code, packed + byte, static_cast<size_t>(count));
       } else {
-        unpack_run<bits>(packed + byte, codes + code, count);
+        unpack_run<bits>(packed + byte, codes + code, count, past);
       }
     });
   });

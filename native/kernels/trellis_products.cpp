@@ -14,7 +14,10 @@ namespace {
 
 constexpr int kFew = 8;  // rows of activations that are multiplied while the weights are decoded
 
-// Calls body(column, state) for every column of a block.
+// Whether the 32 columns of a run are code one by one: only where a vector is one instruction, or compilers take minutes.
+constexpr bool kUnrolled = BW_IS == BW_IS_avx512;
+
+// Calls body(column, i, state) for every column of a block; i = column % 4 at least, as a constant.
 template <int k, class Body>
 inline void each_column(const TrellisWeight& weight, int64_t tile, int64_t b, Body&& body) {
   const uint32_t* words = weight.codes + (tile * weight.blocks() + b) * weight.block_words();
@@ -22,7 +25,14 @@ inline void each_column(const TrellisWeight& weight, int64_t tile, int64_t b, Bo
   const int runs = weight.span / kTrellisRun;
   I32x16 before = load_word_lanes(words + weight.block_words() - kRows);
   for (int run = 0; run < runs; ++run, words += k * kRows) {
-    each_state<k>(words, before, mask, [&](auto i, I32x16 state) { body(run * kTrellisRun + i, i, state); });
+    if constexpr (kUnrolled) {
+      each_state<k>(words, before, mask, [&](auto i, I32x16 state) { body(run * kTrellisRun + i, i, state); });
+    } else {
+      I32x16 states[kTrellisRun];
+      each_state<k>(words, before, mask, [&](auto i, I32x16 state) { states[i] = state; });
+      for (int four = 0; four < kTrellisRun; four += 4)
+        unroll<4>([&](auto i) { body(run * kTrellisRun + four + i, i, states[four + i]); });
+    }
     before = load_word_lanes(words + (k - 1) * kRows);
   }
 }
@@ -151,10 +161,12 @@ template <int k>
 void few_rows(const TrellisWeight& weight, const QuantizedRows& x, const int8_t* fours, int64_t tile, int64_t b,
               F32x16 scale, float* sums) {
   int64_t row = 0;
-  if (x.rows - row >= 8) few_integers<k, 8>(weight, x, fours, tile, b, row, scale, sums), row += 8;
-  if (x.rows - row >= 4) few_integers<k, 4>(weight, x, fours, tile, b, row, scale, sums), row += 4;
-  if (x.rows - row >= 2) few_integers<k, 2>(weight, x, fours, tile, b, row, scale, sums), row += 2;
-  if (x.rows - row >= 1) few_integers<k, 1>(weight, x, fours, tile, b, row, scale, sums);
+  if constexpr (!kLean) {
+    if (x.rows - row >= 8) few_integers<k, 8>(weight, x, fours, tile, b, row, scale, sums), row += 8;
+    if (x.rows - row >= 4) few_integers<k, 4>(weight, x, fours, tile, b, row, scale, sums), row += 4;
+    if (x.rows - row >= 2) few_integers<k, 2>(weight, x, fours, tile, b, row, scale, sums), row += 2;
+  }
+  for (; row < x.rows; ++row) few_integers<k, 1>(weight, x, fours, tile, b, row, scale, sums);
 }
 
 // A block as sums of bytes in two parts of 7 bits, each [span / 4][64].

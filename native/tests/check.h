@@ -78,9 +78,11 @@ void test_kmeans(const Kernels& kernels, Random& random, int turns);
 void test_rows(const Kernels& kernels, Random& random, int turns);
 void test_attention(const Kernels& kernels, Random& random, int turns);
 void test_decode(const Kernels& kernels, Random& random, int turns);
+void test_vectors(const Kernels& kernels, Random& random, int turns);
 void test_probe(const Kernels& kernels, Random& random, int turns);
 void test_trellis(const Kernels& kernels, Random& random, int turns);
-void test_vectors(const Kernels& kernels, Random& random, int turns);
+void test_nearest(const Kernels& kernels, Random& random, int turns);
+void test_symmetric(const Kernels& kernels, Random& random, int turns);
 void test_pool(Random& random, int turns);
 void test_memory();
 

@@ -105,8 +105,8 @@ void coded_is_near(const Kernels& kernels, Random& random) {
 }  // namespace
 
 void test_decode(const Kernels& kernels, Random& random, int turns) {
-  // Dozens of products a token: a tenth of the turns of a single product.
-  for (int turn = 0; turn < (turns + 9) / 10; ++turn) {
+  // Dozens of products for each of hundreds of tokens: fewer turns than for a single product.
+  for (int turn = 0; turn < (turns + 29) / 30; ++turn) {
     against_double(kernels, random);
     again_and_again(kernels, random);
     coded_is_near(kernels, random);

@@ -25,6 +25,7 @@ int main(int count, char** arguments) {
       {"counts", test_counts}, {"terms", test_terms},         {"hadamard", test_hadamard}, {"sweep", test_sweep},
       {"rows", test_rows},     {"attention", test_attention}, {"decode", test_decode},     {"descent", test_descent},
       {"kmeans", test_kmeans}, {"probe", test_probe},         {"trellis", test_trellis},   {"vectors", test_vectors},
+      {"nearest", test_nearest}, {"symmetric", test_symmetric},
   };
   for (const Part& each : parts) {
     for (size_t i = 0; i < tables && wanted(each.name); ++i) {

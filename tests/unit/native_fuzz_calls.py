@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 from bitwright.native import _core
 from tests.unit.native_fuzz_draws import NONE, SIZES, Wrong
-
-WAYS = (*range(8), 10, 11, 12)
 
 
 def linear(wrong: Wrong, kernels: Any, threads: Any) -> None:
@@ -149,27 +148,30 @@ def terms(wrong: Wrong, out: int, columns: int, shifts: int) -> Any:
 def parts(wrong: Wrong, way: int, out: int, columns: int) -> list[Any]:
     """Everything that a product and a convolution share, for a matrix of a shape."""
     draw = wrong.random
+    if way == 12:
+        added = terms(wrong, out, columns, 0) if draw.random() < 0.4 else None
+        return [wrong.number(way), None, None, None, sums_of_entries(wrong, out, columns), NONE, added, None]
     _, _, bits_, block, per_scale = wrong.shape()
+    if way in (10, 11):
+        block, bits_ = draw.choice((32, 64, 128)), draw.randint(2, 4)
     if way in (6, 7):
         block, bits_ = draw.choice((32, 64, 128)), 2
     if way == 2:
         bits_ = draw.choice((2, 4))
-    if way in (10, 11):
-        bits_, block = draw.choice((2, 3, 4)), draw.choice((32, 64, 128))
     shape = (out, columns, bits_, block, per_scale)
     weight = ternary = tables = vectors = coding = None
     unit = 160 if way == 4 else block
     if way == 4:
         ternary = wrong.ternary(out, columns)
-    elif way == 12:
-        vectors = additive(wrong, out, columns)
     else:
-        weight = wrong.weight(shape, 0 if way >= 10 else draw.choice((0, 0, 0, 1, 2)))
-    if way in (10, 11):
-        vectors = _core.lattice_tables(weight, wrong.span(256 * (6 if bits_ == 3 else 2)), wrong.span(32))
+        weight = wrong.weight(shape, 0 if way > 9 else draw.choice((0, 0, 0, 1, 2)))
     if way == 2:
         other = shape if draw.random() < 0.9 else (draw.randint(1, 40), draw.randint(1, 300), 4, block, 1)
         tables = wrong.tables(weight if other == shape else wrong.weight(other, 0), other)
+    if way in (10, 11):
+        tables_of = weight if draw.random() < 0.9 else wrong.weight((out, columns, bits_, 32, per_scale), 0)
+        weight = weight if draw.random() < 0.9 else wrong.weight((out, columns, bits_, 16, per_scale), 0)
+        vectors = _core.lattice_tables(tables_of, wrong.span(6 * 256), wrong.span(32))
     shifts = 0
     if way == 5 or draw.random() < 0.3:
         run = columns if way == 5 or draw.random() < 0.5 else unit
@@ -186,31 +188,63 @@ def parts(wrong: Wrong, way: int, out: int, columns: int) -> list[Any]:
     return [wrong.number(way), weight, ternary, tables, vectors, wrong.span(size), added, coding]
 
 
-def additive(wrong: Wrong, out: int, columns: int) -> Any:
-    """Sums of codebook entries, whose columns are whole vectors only sometimes."""
+WAYS = (0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12)
+
+
+def sums_of_entries(wrong: Wrong, out: int, columns: int) -> Any:
+    """A matrix of sums of codebook entries."""
     draw = wrong.random
-    books, size = draw.randint(1, 3), draw.choice((1, 1, 1, 2))
-    group = draw.choice((columns, columns, 16, 48))
+    books, size, group = draw.randint(1, 3), draw.choice((1, 1, 2)), draw.choice((16, 32, columns, columns + 5))
+    columns = max(columns // 8 * 8, 8)
+    groups = 1 if group >= columns else -(-columns // group)
     return _core.additive_tables(
         wrong.number(out), wrong.number(columns), wrong.number(books), wrong.number(size), wrong.number(group),
-        wrong.span(out * columns // 8 * books * size), wrong.span(books * (16 << 8 * size)),
-        wrong.span(4 * out * -(-columns // group)),
+        wrong.span(out * columns // 8 * books * size), wrong.span(books * 256**size * 16),
+        wrong.span(4 * out * groups),
     )  # fmt: skip
 
 
-def searches(wrong: Wrong, kernels: Any, threads: Any) -> None:
-    """Nearest sums of entries and nearest points."""
+def vectors(wrong: Wrong, kernels: Any, threads: Any) -> None:
+    """Searches of vector codebooks that hold any numbers."""
     draw = wrong.random
-    count, books, entries, span = draw.randint(0, 70), draw.randint(1, 3), draw.randint(1, 70), draw.randint(1, 9)
+    count, books, entries, span = draw.randint(0, 80), draw.randint(1, 3), draw.randint(1, 90), draw.randint(1, 9)
     kernels.beam_search(
         wrong.number(count), wrong.number(books), wrong.number(entries), wrong.number(span),
-        wrong.number(draw.randint(1, 5)), wrong.span(4 * count * span), wrong.span(4 * books * entries * span),
+        wrong.number(draw.randint(1, 6)), wrong.span(4 * count * span), wrong.span(4 * books * entries * span),
         wrong.span(4 * books * entries), wrong.span(4 * count * books), threads,
     )  # fmt: skip
-    base = wrong.numbers([1] * 2048, "f") if draw.random() < 0.9 else wrong.span(4 * 2048)
+    base = array("f", [0.5] * 2048).tobytes()
     kernels.nearest_e8p(
-        wrong.number(count), wrong.span(32 * count), base, wrong.span(1024), wrong.span(4 * count), threads
-    )
+        wrong.number(count), wrong.span(32 * count), wrong.span(8192, base), wrong.span(1024), wrong.span(4 * count),
+        threads,
+    )  # fmt: skip
+
+
+def trellis(wrong: Wrong, kernels: Any, threads: Any) -> None:
+    """Search, packing and products of trellis codes."""
+    draw = wrong.random
+    code_bits = draw.randint(1, 4)
+    state = draw.randint(max(2 * code_bits, code_bits + 4), 10)
+    span, rows = draw.choice((32, 64)), draw.randint(0, 3)
+    columns, kind, out = span * draw.randint(1, 3), draw.choice((0, 1, 2)), draw.randint(1, 35)
+    kernels.trellis_search(
+        wrong.number(rows), wrong.number(columns), wrong.number(span), wrong.number(code_bits), wrong.number(state),
+        wrong.number(draw.randint(1, span)), wrong.span(4 << state), wrong.span(4 * rows * columns),
+        wrong.maybe(wrong.span(4 * columns)), wrong.span(rows * columns), threads,
+    )  # fmt: skip
+    shape = [wrong.number(value) for value in (out, columns, span, code_bits, state)]
+    packed = -(-out // 16) * 16 * columns // 32 * code_bits * 4
+    kernels.trellis_pack(*shape, wrong.span(out * columns), wrong.span(packed), threads)
+    per_scale, scale = draw.choice((1, 2, 9)), draw.choice((0, 1, 2))
+    groups = -(-columns // (span * per_scale))
+    weight = _core.TrellisWeight(
+        *shape, wrong.number(draw.choice((0, 1))), wrong.number(per_scale), wrong.span(packed),
+        wrong.span(-(-out // 16) * 16 * groups * SIZES[scale]), wrong.number(scale), wrong.real(0.5),
+    )  # fmt: skip
+    kernels.trellis_linear(
+        weight, wrong.span(rows * columns * SIZES[kind]), wrong.number(kind), wrong.number(rows),
+        wrong.span(rows * out * SIZES[kind]), wrong.maybe(wrong.span(4 * out)), draw.random() < 0.7, threads,
+    )  # fmt: skip
 
 
 def product(wrong: Wrong, kernels: Any, threads: Any) -> None:
@@ -218,8 +252,7 @@ def product(wrong: Wrong, kernels: Any, threads: Any) -> None:
     draw = wrong.random
     way, kind, rows = draw.choice(WAYS), draw.choice((0, 1, 2)), draw.randint(0, 20)
     out, columns = (64 if way in (6, 7) else draw.randint(1, 40)), draw.randint(1, 300)
-    if way == 12:
-        columns = -(-columns // 8) * 8
+    columns = max(columns // 8 * 8, 8) if way == 12 else columns
     kernels.product(
         *parts(wrong, way, out, columns), wrong.span(rows * columns * SIZES[kind]), wrong.number(kind),
         wrong.number(rows), wrong.span(rows * out * SIZES[kind]), wrong.maybe(wrong.span(4 * out)), threads,
@@ -229,7 +262,7 @@ def product(wrong: Wrong, kernels: Any, threads: Any) -> None:
 def convolve(wrong: Wrong, kernels: Any, threads: Any) -> None:
     """Convolutions in every way."""
     draw = wrong.random
-    way, kind, batch = draw.choice(WAYS), draw.choice((0, 1, 2)), draw.randint(0, 2)
+    way, kind, batch = draw.choice(WAYS[:-1]), draw.choice((0, 1, 2)), draw.randint(0, 2)
     out, channels = (64 if way in (6, 7) else draw.randint(1, 20)), draw.randint(1, 5)
     count = draw.randint(1, channels)
     kernel, image, made = ([draw.randint(1, 3), draw.randint(1, 3)], [draw.randint(1, 9), draw.randint(1, 9)], [3, 2])
@@ -256,4 +289,4 @@ def others(wrong: Wrong, kernels: Any, threads: Any) -> None:
         raise AssertionError("memory is refused or given")
 
 
-CALLS = (linear, bits, sweep, descent, kmeans, hadamard, product, product, convolve, searches, others)
+CALLS = (linear, bits, sweep, descent, kmeans, hadamard, product, product, convolve, vectors, trellis, others)

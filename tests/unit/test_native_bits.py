@@ -53,6 +53,27 @@ def test_chunks_and_threads_meet_without_a_gap(name: str, bits: int) -> None:
             assert bool((found[rows * n :] == 0xA5).all())
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_results_larger_than_the_cache(name: str) -> None:
+    """They are stored past it, from wherever they start."""
+    kernels = library(name)
+    count = (34 << 20) + 13
+    packed = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for bits, start in ((4, 0), (3, 1)):
+        n = count * 8 // bits
+        codes = torch.empty(n + 64, dtype=torch.uint8)[start : start + n]
+        kernels.unpack_bits(1, n, bits, span(packed), span(codes), 2)
+        some = torch.randint(0, n, (100_000,), generator=torch.Generator().manual_seed(1))
+        place = some * bits
+        word = packed[place // 8].int() | packed[(place // 8 + 1).clamp_(max=count - 1)].int() << 8
+        assert torch.equal(codes[some].int(), word >> place % 8 & (1 << bits) - 1)
+        again = torch.full((count + 64,), 0xA5, dtype=torch.uint8)
+        kernels.pack_bits(1, n, bits, span(codes), span(again[start : start + count]), 2)
+        assert torch.equal(again[start : start + n * bits // 8], packed[: n * bits // 8])
+        assert bool((again[start + count :] == 0xA5).all())
+        assert bool((again[:start] == 0xA5).all())
+
+
 @pytest.mark.parametrize(
     "shape", [(2, 8, 0), (2, 8, 9), (-1, 8, 4), (2, -8, 4), (3, 8, 4), (2, 17, 4), (1 << 40, 1 << 40, 4)]
 )

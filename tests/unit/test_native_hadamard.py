@@ -67,6 +67,21 @@ def test_instruction_sets_and_threads_agree_in_every_bit() -> None:
     assert all(torch.equal(y, wanted) for y in found)
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_larger_than_the_cache(name: str, dtype: torch.dtype) -> None:
+    """They are stored past it; every block is what it is by itself."""
+    dim = 4096 if name != "scalar" else 64
+    rows = (34 << 20) // dtype.itemsize // dim
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = run(x, dim, None, None, False, library(name))
+    for row in (0, 1, rows // 2, rows - 1):
+        assert torch.equal(y[row : row + 1], run(x[row : row + 1], dim, None, None, False, library(name)))
+    for start in range(0, rows, 1024):
+        part = slice(start, min(start + 1024, rows))
+        assert torch.equal(y[part], run(x[part], dim, None, None, False, library(name)))
+
+
 def test_the_stage_runs_it_and_its_inverse_returns() -> None:
     x = torch.randn(3, 2, 640)
     y = apply_hadamard(x, 640, seed=2)

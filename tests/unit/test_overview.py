@@ -50,16 +50,22 @@ def planned(capsys: pytest.CaptureFixture[str], place: Path, *options: str) -> d
         ("--recipe", "lorc", "--weights", "int4 g32", "--set", "rank=4"),
         ("--recipe", "squeezellm", "--weights", "lut3 channel"),
         ("--recipe", "smoothquant",),
+        ("--recipe", "rtn", "--weights", "int8 channel"),
+        ("--recipe", "rtn", "--weights", "e4m3 channel"),
+        ("--recipe", "rtn", "--weights", "ternary g32"),
     ],
-    ids=["int4", "no kernel", "table", "low rank", "sparse codebook", "coded input"],
+    ids=["int4", "no kernel", "table", "low rank", "sparse codebook", "coded input", "int8", "float8", "ternary"],
 )  # fmt: skip
 def test_plan_names_the_kernels_that_then_serve(
     options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = quantize(tmp_path, *options)
-    rows = {row["path"]: row for row in planned(capsys, tmp_path, *options)["tensors"]}
+    plan = planned(capsys, tmp_path, *options)
+    rows = {row["path"]: row for row in plan["tensors"]}
     found = inspect_model(out)
     assert found["modules"]
+    if COMPILED:
+        assert plan["decoder"]["decoder"] == found["decoder"]["decoder"], found["decoder"]["reason"]
     for module in found["modules"]:
         row = rows[module["path"]]
         assert (row["kernel"], row["kernel_exact"]) == (module["kernel"], module["kernel_exact"]), module["path"]

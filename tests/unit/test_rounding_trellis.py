@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from layer_problem import Layer, correlated_layer
 
 from bitwright.formats import Codes, TrellisGrid, parse
 from bitwright.stages.quantizer import Quantizer
@@ -11,6 +10,7 @@ from bitwright.stages.ranges import Mse, RootMeanSquare
 from bitwright.stages.rounding import SecondOrder
 from bitwright.stages.rounding.second_order import block_feedback, feedback_factor
 from bitwright.stages.solve import quantize_weight
+from tests.unit.layer_problem import Layer, correlated_layer
 
 DAMPING = 0.01
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
+from bitwright.formats.compiled import rounder
 from bitwright.formats.format import Format
 from bitwright.formats.grids import IntGrid
 from bitwright.formats.layout import Layout
@@ -57,12 +58,16 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
         raise InputError(f"{fmt} has a learned codebook; use a recipe that fits one, e.g. squeezellm")
     fmt.check_shape(tuple(w.shape))
     layout = fmt.granularity.layout(tuple(w.shape))
-    low, high = _matrix_range(fmt, w, layout)
+    compiled = rounder(fmt, w, layout)
+    found = None if compiled is None else compiled.limits()
+    low, high = _matrix_range(fmt, w, layout) if found is None else found
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise InputError("the matrix holds NaN or Inf; mend the checkpoint before quantizing")
     raw, zero = fmt.scale_from_range(low, high)
     scale = fmt.store_scale(raw, outer)
     stored_zero = fmt.store_zero(zero)
+    if compiled is not None:
+        return Codes(compiled.codes(scale.effective, stored_zero), fmt, scale, stored_zero)
     codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     for rows in layout.row_chunks(CHUNK):
         part = layout.of_rows(rows)
@@ -74,10 +79,18 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
 
 
 def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
-    """Return ``x[..., features]`` rounded with ranges from its extreme values; same shape and type."""
+    """Return ``x[..., features]`` rounded with ranges from its extreme values; same shape and type.
+
+    On processors compiled kernels do it where they serve (:mod:`bitwright.formats.compiled`), with equal bits.
+    """
     fmt.check_shape(tuple(x.shape))
     matrix = x.reshape(-1, x.shape[-1])
     layout = fmt.granularity.layout(tuple(matrix.shape))
+    compiled = rounder(fmt, matrix, layout)
+    limits = None if compiled is None else compiled.limits()
+    if compiled is not None and limits is not None:
+        raw, zero = fmt.scale_from_range(*limits)
+        return compiled.values(fmt.store_scale(raw).effective, fmt.store_zero(zero)).view(x.shape)
     g = layout.split(matrix)
     low, high = g.amin(dim=-1), g.amax(dim=-1)
     raw, zero = fmt.scale_from_range(low, high)

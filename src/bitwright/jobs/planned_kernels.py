@@ -20,7 +20,6 @@ from bitwright.stages.residuals import LowRankError
 from bitwright.stages.site import Target, select
 
 FLOAT_KERNEL = torch_kernel(torch.float32)
-_STEP = "linear/native"
 
 
 def planned_kernels(choice: Choice) -> KernelNames:
@@ -67,6 +66,8 @@ def planned_cache(job: Job) -> dict[str, Any] | None:
 
 def _obstacle(job: Job, opened: Opened, online: list[str], cache: Mapping[str, Any] | None) -> str | None:
     """What the recipe leaves behind that the compiled step has no form for."""
+    from bitwright.runtime.native_decoder.plan import PLACED
+
     if online:
         return f"the transform {online[0]} leaves operations that run with the model"
     for path, choice in opened.choices.items():
@@ -75,7 +76,7 @@ def _obstacle(job: Job, opened: Opened, online: list[str], cache: Mapping[str, A
         if choice.site.kind == "linear" and choice.input is not None:
             return f"the input of {path} is coded"
         kernel = planned_kernels(choice).kernel
-        if choice.site.kind == "linear" and choice.weight is not None and not kernel.startswith(_STEP):
+        if choice.site.kind == "linear" and choice.weight is not None and kernel not in PLACED:
             return f"{path} runs on {kernel}"
         if choice.weight is not None and choice.weight.residuals:
             return f"{path} has terms beside its codes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.native.buffers import span
+from bitwright.native.buffers import fresh, span
 from bitwright.native.loading import Library, library
 
 
@@ -19,7 +19,7 @@ def pack_bits(codes: Tensor, bits: int, kernels: Library | None = None, out: Ten
     if kernels is None:
         return None
     rows, n = codes.shape
-    packed = torch.empty(rows, (n * bits + 7) // 8, dtype=torch.uint8) if out is None else out
+    packed = fresh(rows, (n * bits + 7) // 8, dtype=torch.uint8) if out is None else out
     source = codes.contiguous()
     kernels.pack_bits(rows, n, bits, span(source, torch.uint8), span(packed, torch.uint8), torch.get_num_threads())
     return packed
@@ -33,7 +33,7 @@ def unpack_bits(
     if kernels is None:
         return None
     rows = packed.shape[0]
-    codes = torch.empty(rows, n, dtype=torch.uint8) if out is None else out
+    codes = fresh(rows, n, dtype=torch.uint8) if out is None else out
     source = packed.contiguous()
     kernels.unpack_bits(rows, n, bits, span(source, torch.uint8), span(codes, torch.uint8), torch.get_num_threads())
     return codes

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.native.loading import extension
+
+LARGE = 32 << 20
+"""Bytes from which the allocator of glibc never uses memory twice: every result would be made of fresh small pages."""
 
 Span = tuple[int, int]
 """``(address, bytes)`` of a buffer; ``(0, 0)`` stands for none."""
@@ -50,3 +55,11 @@ def large_pages(size: int) -> Tensor:
     """Return ``size`` zeroed bytes that ask the system for large pages."""
     pages: Tensor = torch.from_dlpack(extension().pages(size))
     return pages
+
+
+def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return memory for a result, contents undefined; on large pages where that is faster than many small ones."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return large_pages(size).view(dtype).view(shape)

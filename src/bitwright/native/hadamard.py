@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.native.buffers import FLOAT_CODES, float_code, span
+from bitwright.native.buffers import FLOAT_CODES, float_code, fresh, span
 from bitwright.native.loading import Library, library, require_library
 
 LANES = 16
@@ -76,7 +76,7 @@ def run(
     """As :func:`hadamard`, on a chosen instruction set and into ``out``, where it is given."""
     found = require_library() if kernels is None else kernels
     x = x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+    y = fresh(*x.shape, dtype=x.dtype) if out is None else out
     dim = x.shape[-1]
     base = 1 if factor is None else factor.shape[0]
     mixed = None if factor is None else factor.to(torch.float32).contiguous()

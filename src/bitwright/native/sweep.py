@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.native.buffers import NOTHING, span
+from bitwright.native.buffers import NOTHING, fresh, span
 from bitwright.native.loading import Library, extension, library
 
 AFFINE, LEVELS, ROW_TABLE = 0, 1, 2
@@ -103,11 +103,12 @@ class ColumnSweep:
         self._threads = torch.get_num_threads()
         self._out, self._in = w.shape
         rows = padded(self._out)
-        self._target = torch.empty(rows * self._in)
-        self._history = torch.empty(rows * self._in * (1 if carry is None else 2))
-        self._x = torch.empty(rows * width)
+        self._target = fresh(rows * self._in)
+        self._history = fresh(rows * self._in * (1 if carry is None else 2))
+        self._x = fresh(rows * width)
+        self._single = carry is None
         self._window = (0, 0)
-        self.codes = torch.zeros(w.shape, dtype=torch.uint8)
+        self.codes = fresh(*w.shape, dtype=torch.uint8)
         # What the compiled view points to.
         self._kept = (order.contiguous(), upper.contiguous(), None if carry is None else carry.contiguous())
         try:
@@ -155,9 +156,12 @@ class ColumnSweep:
         self._kernels.sweep_round(self._sweep, *place, self._threads)
 
     def values(self) -> Tensor:
-        """The rounded weight ``[out, in]``, once every column was rounded."""
-        values = torch.empty(self._out, self._in)
+        """The rounded weight ``[out, in]``, once every column was rounded; ends the sweep."""
+        count = self._out * self._in
+        # What columns feed back is not needed any more: its memory is there, other memory would have to be made.
+        values = self._history[:count].view(self._out, self._in) if self._single else fresh(self._out, self._in)
         self._kernels.sweep_values(self._sweep, span(values), self._threads)
+        self._sweep = None
         return values
 
     def _span(self) -> tuple[int, int]:

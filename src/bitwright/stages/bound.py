@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import Codes, FlatBlock, Format, Scale
+from bitwright.formats.compiled import rounder
 from bitwright.formats.layout import AxisLayout, Layout
 from bitwright.formats.tables import CodebookGrid, middles_below
 from bitwright.stages.lowered import Form, ScaledTile, Spans, SpanTile, TableTile, Tile, lower
@@ -321,6 +322,11 @@ class BoundQuantizer:
         return value
 
     def _round_everything(self, w: Tensor) -> Tensor:
+        compiled = rounder(self.format, w, self.layout)
+        if compiled is not None and w.dtype == torch.float32:
+            self._codes, value = compiled.both(self.scale, self.zero)
+            self._taken = None
+            return value
         value = torch.empty(self.shape)
         for rows in self.layout.row_chunks(_CHUNK):
             part = self.layout.of_rows(rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats import AdditiveGrid, CodebookGrid, IntGrid, TrellisGrid
+from bitwright.formats.ascending import ascending
 from bitwright.formats.format import AnyGrid
 from bitwright.formats.tables import middles_below
 
@@ -96,12 +97,8 @@ def lower(grid: AnyGrid) -> Form:
         return Spans(grid)
     if isinstance(grid, IntGrid):
         return Affine(grid.min_level, grid.max_level)
-    levels = grid.levels()
-    levels = torch.unique(levels[torch.isfinite(levels)] + 0.0)
-    borders = middles_below(levels)
-    tie_goes_up = grid.round(borders) > levels[:-1]
-    below = torch.nextafter(borders, torch.full_like(borders, -torch.inf))
-    return Levels(grid, levels, torch.where(tie_goes_up, below, borders))
+    form = ascending(grid)
+    return Levels(grid, form.levels, form.borders)
 
 
 class Tile(Protocol):

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from bitwright.native import moments
 from bitwright.statistics.base import Prefix, View
 
 
@@ -43,14 +44,22 @@ class HessianCollector(_Products):
 
     The running sum is kept in fp64 for at most 2048 channels (it is small then) and in fp32 beyond; one batch is one
     matrix product in fp32, so the error is that of a single fp32 product, not of a long running sum. Only the blocks on
-    and above the diagonal are computed: a symmetric product costs little more than half of a general one.
+    and above the diagonal are computed: a symmetric product costs little more than half of a general one. Compiled
+    kernels take the product where they serve (:mod:`bitwright.native.moments`), torch in strips elsewhere.
     """
 
     STRIPS = 8
 
     def update(self, x: Tensor, twin: Tensor | None = None) -> None:
         """Take ``x[tokens, in]``."""
-        x = x.float()
+        kernels = moments.serving(x)
+        if kernels is None:
+            self._add_strips(x.float())
+        else:
+            moments.add_moments(x, self.total, kernels)
+        self.count += x.shape[0]
+
+    def _add_strips(self, x: Tensor) -> None:
         dim, strips = self.total.shape[0], self._strips()
         memory = x.new_empty(max(stop - start for start, stop in strips) * dim)  # one piece for all strips
         for start, stop in strips:
@@ -58,7 +67,6 @@ class HessianCollector(_Products):
             product = memory[: (stop - start) * (dim - start)].view(stop - start, dim - start)
             torch.mm(x[:, start:stop].t(), x[:, start:], out=product)
             self.total[start:stop, start:] += product
-        self.count += x.shape[0]
 
     def _strips(self) -> list[tuple[int, int]]:
         """Rows that are computed together, from their diagonal on; narrow products gain nothing from being cut."""
@@ -71,6 +79,8 @@ class HessianCollector(_Products):
         mean = self.mean()
         for start, stop in self._strips():
             mean[stop:, start:stop] = mean[start:stop, stop:].t()
+            corner = mean[start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(1).t())
         return SecondMoment(mean, self.count)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats import Format
+from bitwright.native import nearest
 from bitwright.stages.quantizer import Fitted, WeightContext
 from bitwright.statistics import Statistic
 
@@ -15,8 +16,13 @@ from bitwright.statistics import Statistic
 def group_limits(g: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Smallest and largest real value of each group of ``g[rows, groups, n]``, both ``[rows, groups]``."""
     if mask is None:
-        low, high = g.aminmax(dim=-1)
-        return low, high
+        kernels = nearest.serving(g)
+        if kernels is None:
+            low, high = g.aminmax(dim=-1)
+            return low, high
+        rows, groups, n = g.shape
+        low, high = nearest.group_limits(g.contiguous(), nearest.Groups(rows * groups, n, n), kernels)
+        return low.view(rows, groups), high.view(rows, groups)
     low = g.masked_fill(~mask, torch.inf).amin(-1)
     high = g.masked_fill(~mask, -torch.inf).amax(-1)
     empty = low > high

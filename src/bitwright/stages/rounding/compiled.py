@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from bitwright.formats.ascending import ascending
 from bitwright.native.loading import Library
 from bitwright.native.sweep import AFFINE, LEVELS, PIECE, ROW_TABLE, ColumnSweep, RoundingRule, padded, sweeping
 from bitwright.stages.bound import BoundQuantizer
@@ -49,12 +50,8 @@ def rounding_rule(bound: BoundQuantizer, columns: Tensor, first: int, total: int
     if isinstance(bound.form, Affine):
         return RoundingRule(AFFINE, sets, scale, zero, bound.form.low, bound.form.high)
     assert isinstance(bound.form, Levels)
-    levels = bound.form.levels
-    # A minifloat's zero has two codes.
-    codes = torch.stack([bound.format.grid.encode(side) for side in (levels, levels.where(levels != 0, -0.0))])
-    return RoundingRule(
-        LEVELS, sets, scale, table=levels.contiguous(), borders=bound.form.borders.contiguous(), codes=codes
-    )
+    form = ascending(bound.format.grid)
+    return RoundingRule(LEVELS, sets, scale, table=form.levels, borders=form.borders, codes=form.codes)
 
 
 def sweep_blocks(

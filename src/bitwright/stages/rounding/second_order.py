@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
+from bitwright.native import factor as compiled
 from bitwright.stages.bound import BoundQuantizer
 from bitwright.stages.quantizer import WeightContext
 from bitwright.stages.rounding.sweep import Factor, sweep
@@ -61,15 +62,20 @@ def feedback_factor(h: Tensor, damping: float, context: WeightContext) -> Factor
 
 def _factorise(h: Tensor, diagonal: Tensor, added: float, dtype: torch.dtype) -> Factor | None:
     """Factorise ``h`` with another diagonal; beside ``h`` at most two matrices of its size are held at a time."""
+    kernels = compiled.serving(h) if dtype == torch.float32 else None
+    if kernels is not None:
+        found = compiled.upper_factor(h, diagonal + added, kernels)
+        return None if found is None else Factor(*found)
     # Reversing rows and columns turns the lower Cholesky factor into the upper one that the sweep needs.
     damped = h.flip(0, 1).to(dtype)
     damped.diagonal().copy_(diagonal.flip(0)).add_(added)
-    lower, info = torch.linalg.cholesky_ex(damped)
+    # LAPACK's factors lie column by column: the transpose of the upper one is the lower one, row by row.
+    found, info = torch.linalg.cholesky_ex(damped, upper=True)
     del damped
     if int(info) != 0:
         return None
-    upper = lower.flip(0, 1).float()
-    del lower
+    upper = found.mT.flip(0, 1).float()
+    del found
     pivots = upper.diagonal().clone()
     if not (float(pivots.min()) > 0 and math.isfinite(float(pivots.max()))):
         return None
