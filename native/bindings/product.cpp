@@ -203,6 +203,7 @@ void check(const Call& call, const Terms* terms) {
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
   require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
           "lookups need tables, those of rows are of the same weight");
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
   require(!points || (call.weight->bits == call.vectors->bits && call.weight->block % 32 == 0),
           "the tables are those of other points");
