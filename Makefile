@@ -15,9 +15,14 @@ PYTEST_OPTIONS ?=
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 # Random cases of each part and instruction set that the driver without Python runs.
-TURNS ?= 150
+TURNS ?= 100
+# Parts that run emulated; the emulator itself does not survive the forks of the pool's.
+NEON_PARTS := linear bits nearest symmetric coded ways counts terms trellis vectors hadamard sweep descent kmeans \
+	rows attention decode probe memory
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
+# The version of triton: torch's CUDA wheels ask for one exactly, those without CUDA for none.
+TRITON ?= 3.7.1
 
 .PHONY: help env demo test test-gpu lint format docs readme architectures claims lock clean
 .PHONY: lint-native native native-sanitize native-thread native-neon
@@ -44,17 +49,16 @@ native-sanitize: env  ## run the kernels without Python under AddressSanitizer a
 	$(BIN)/cmake --build build/native-sanitize
 	build/native-sanitize/driver $(TURNS)
 
-native-thread: env  ## run the thread pool under ThreadSanitizer
+native-thread: env  ## run the thread pool and decoding under ThreadSanitizer
 	$(BIN)/cmake -G Ninja -S native -B build/native-thread -DBITWRIGHT_DRIVER=ON -DBITWRIGHT_SANITIZE=thread
 	$(BIN)/cmake --build build/native-thread
-	build/native-thread/driver $(TURNS) 1 pool
+	build/native-thread/driver $(TURNS) 1 pool decode
 
 native-neon: env  ## cross-compile for 64-bit Arm and run under qemu (Debian: g++-aarch64-linux-gnu qemu-user)
 	$(BIN)/cmake -G Ninja -S native -B build/native-neon -DBITWRIGHT_DRIVER=ON -DCMAKE_EXE_LINKER_FLAGS=-static \
 		-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/native-neon
-	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 linear
-	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 bits
+	qemu-aarch64 -cpu max build/native-neon/driver $(TURNS) 1 $(NEON_PARTS)
 
 demo: env  ## quantize, verify and compare the embedded model, offline; writes report.html
 	$(BIN)/bitwright doctor
@@ -66,7 +70,7 @@ test: env  ## all tests but those that need a GPU
 test-gpu: env  ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ASSETS_OPTION) $(PYTEST_OPTIONS)
 
-lint: env  ## style, types and the direction of imports
+lint: env lint-native  ## style, types, the direction of imports, the layout of the C++ files
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -96,7 +100,7 @@ claims: env  ## measure every claim again and write claims/ledger.jsonl
 
 lock:  ## resolve pyproject.toml afresh into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet torch==$(TORCH) --editable '.[dev]'
+	build/lock/bin/python -m pip install --quiet torch==$(TORCH) 'triton==$(TRITON); platform_system == "Linux"' --editable '.[dev]'
 	sed '/^[^#]/d' requirements.lock > build/lock.head
 	build/lock/bin/python -m pip freeze --all --exclude-editable | grep -Ev '^(nvidia-|cuda-|pip==|wheel==)' \
 		| sed -E -e 's/^(torch==[^+]+)\+.*/\1/' -e 's/^triton==.*/&; platform_system == "Linux"/' | cat build/lock.head - > build/lock.new

@@ -24,17 +24,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitwright.formats import parse
-from bitwright.native import require_library
+from bitwright.formats import TrellisGrid, parse
+from bitwright.native import require_library, trellis
 from bitwright.native.arena import Arena
-from bitwright.native.linear import ROW_TABLE, TABLE, tiled
-from bitwright.native.product import Coding, Product, Terms, Way, call
-from bitwright.runtime.kernels.linear import native, prepared
+from bitwright.native.buffers import span
+from bitwright.native.linear import ROW_TABLE, TABLE, NativeWeight, tiled
+from bitwright.native.loading import Library
+from bitwright.native.product import AdditiveWeight, Coding, Product, Terms, Way, call
+from bitwright.runtime.kernels.linear import native, prepared, vectors
 
 SHAPES = ((8192, 2048), (4096, 11008))
 ROTATED = 200 << 20
 
-Make = Callable[[int, int], Product]
+
+@dataclass(frozen=True, eq=False)
+class TrellisProduct:
+    """A product of trellis codes, with the face of the others."""
+
+    weight: trellis.TrellisWeight
+    exact: bool
+
+    def bytes(self) -> int:
+        return self.weight.bytes()
+
+
+AnyProduct = Product | TrellisProduct
+Make = Callable[[int, int], AnyProduct]
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,49 @@ def learned(way: Way) -> Make:
     return make
 
 
+def trellis_of(text: str, exact: bool) -> Make:
+    """A trellis with one scale for every row."""
+
+    def make(out: int, columns: int) -> TrellisProduct:
+        grid = parse(text).grid
+        assert isinstance(grid, TrellisGrid)
+        packed = trellis.pack(codes_of(out, columns, 1 << grid.bits), grid.span, grid.bits, grid.state_bits)
+        code = trellis.ONE_MAD if grid.code == "1mad" else trellis.THREE_INST
+        weight = trellis.TrellisWeight(
+            packed, tiled(torch.rand(out, 1)), (out, columns), grid.span, grid.bits, grid.state_bits, code,
+            columns // grid.span, 0.0,
+        )  # fmt: skip
+        return TrellisProduct(weight, exact)
+
+    return make
+
+
+def points(bits: int, way: Way) -> Make:
+    """Points of E8P with one scale for a row."""
+
+    def make(out: int, columns: int) -> Product:
+        words = torch.randint(0, 256, (-(-out // 16) * -(-columns // 128) * 16 * 16 * bits,), dtype=torch.uint8)
+        weight = NativeWeight(
+            words, tiled(torch.rand(out, 1).half()), None, None, (out, columns), bits, 128, -(-columns // 128),
+            constant_zero=vectors.lattice_zero(bits),
+        )  # fmt: skip
+        return Product(way, weight, points=vectors.lattice_tables(bits))
+
+    return make
+
+
+def entries(books: int, index_bytes: int) -> Make:
+    """Sums of entries of codebooks of 8 weights with one scale for a row."""
+
+    def make(out: int, columns: int) -> Product:
+        codes = torch.randint(0, 256, (out, columns // 8 * books * index_bytes), dtype=torch.uint8)
+        book = torch.randn(books, 1 << 8 * index_bytes, 8).half()
+        weight = AdditiveWeight(codes, torch.rand(out, 1), book, (out, columns), index_bytes, columns)
+        return Product(Way.ADDITIVE, weight)
+
+    return make
+
+
 def ternary(out: int, columns: int) -> Product:
     return Product(Way.TERNARY, prepared.ternary_weight(codes_of(out, columns, 3), torch.rand(out, 1).half()))
 
@@ -124,6 +182,7 @@ def ternary(out: int, columns: int) -> Product:
 def with_terms(out: int, columns: int) -> Product:
     """int4 g128 with 0.5 % single weights and factors of rank 32."""
     made = affine(4, Way.INT8)(out, columns)
+    assert isinstance(made, Product)
     each = columns // 200
     starts = torch.arange(out + 1, dtype=torch.int32) * each
     places = torch.randint(0, columns, (out * each,), dtype=torch.int32)
@@ -165,9 +224,19 @@ CASES = (
     Case("e4m3 channel bf16", table("e4m3 channel", Way.BF16)),
     Case("e4m3 channel fp32", table("e4m3 channel", Way.EXACT), prompt=False),
     Case("mxfp6 bf16", table("mxfp6_e3m2", Way.BF16)),
+    Case("e8p int8", points(2, Way.LATTICE)),
+    Case("e8p fp32", points(2, Way.LATTICE_EXACT)),
+    Case("e8p3 int8", points(3, Way.LATTICE)),
+    Case("e8p4 int8", points(4, Way.LATTICE)),
+    Case("vq2x8d8 fp32", entries(2, 1)),
+    Case("vq1x16d8 fp32", entries(1, 2)),
     Case("ternary base 3", ternary),
     Case("ternary 2 bits", channel(2, Way.INT8)),
     Case("ternary TL1", channel(2, Way.PAIRS)),
+    Case("trellis2 int8", trellis_of("trellis2", False)),
+    Case("trellis2 fp32", trellis_of("trellis2", True)),
+    Case("trellis2 3inst fp32", trellis_of("trellis2-3inst", True)),
+    Case("trellis3 int8", trellis_of("trellis3", False)),
     Case("w8a8", channel(8, Way.INT8), 8),
     Case("w4a8", channel(4, Way.INT8), 8),
     *(Case(f"w{bits} int8", channel(bits, Way.INT8)) for bits in (1, 2, 3, 4)),
@@ -177,14 +246,15 @@ CASES = (
 )
 
 
-def rotated(made: Product, arena: Arena) -> list[Product]:
+def rotated(made: AnyProduct, arena: Arena) -> list[AnyProduct]:
     """Copies of a product whose codes fill more memory than caches hold."""
     codes = made.weight.codes
-    copies = []
+    copies: list[AnyProduct] = []
     for _ in range(max(2, -(-ROTATED // codes.nbytes))):
-        place = arena.take(codes.numel())
+        place = arena.take(codes.nbytes).view(codes.dtype)
         place.copy_(codes.view(-1))
-        copies.append(replace(made, weight=replace(made.weight, codes=place.view(codes.shape))))
+        weight = replace(made.weight, codes=place.view(codes.shape))
+        copies.append(replace(made, weight=weight))  # type: ignore[arg-type]
     return copies
 
 
@@ -202,16 +272,26 @@ def probe(memory: Tensor) -> float:
     return memory.nbytes / (time.perf_counter() - start) / 1e9
 
 
+def trellis_once(made: TrellisProduct, x: Tensor, kernels: Library) -> None:
+    y = torch.empty(len(x), made.weight.shape[0])
+    kernels.trellis_linear(
+        made.weight.handle(), span(x), 0, len(x), span(y), (0, 0), made.exact, torch.get_num_threads()
+    )
+
+
 def once(
-    products: list[Product], x: Tensor, coding: Coding | None, calls: int, instruction_set: str | None
+    products: list[AnyProduct], x: Tensor, coding: Coding | None, calls: int, instruction_set: str | None
 ) -> tuple[float, float]:
     """Microseconds of a call, the mean over `calls` of them: by the clock, and of all processors' time."""
     kernels = require_library(instruction_set)
-    numbers = [products[0].step(), *(coding.numbers() if coding is not None else [])]
+    numbers = coding.numbers() if coding is not None else []
     start, busy = time.perf_counter(), time.process_time()
     for index in range(calls):
         made = products[index % len(products)]
-        y, arguments = call(x, made.parts(), None, made.geometry(), numbers)
+        if isinstance(made, TrellisProduct):
+            trellis_once(made, x, kernels)
+            continue
+        y, arguments = call(x, made.parts(), None, made.geometry(), [made.step(), *numbers])
         kernels.product(*arguments, torch.get_num_threads())
         del y
     return (time.perf_counter() - start) / calls * 1e6, (time.process_time() - busy) / calls * 1e6

@@ -30,7 +30,8 @@ SHOWN_SHAPE = (4096, 4096)
 SHOWN_FORMATS = (
     "int8 channel", "int4 channel", "int4 g128", "int4 g128 asym", "int3 g64 asym", "int2 g32 asym", "e4m3 tensor",
     "e4m3 channel", "nf4 b64", "nf4 b64 scale=double", "fp4-bnb b64", "lut4 channel", "pot4 channel", "ternary channel",
-    "mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "mxint8", "nvfp4", "int4 block128x128",
+    "mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "mxint8", "nvfp4", "int4 block128x128", "e8p", "e8p4 g128", "vq2x8d8",
+    "vq1x16d8", "trellis2", "trellis3-3inst g256",
 )  # fmt: skip
 
 

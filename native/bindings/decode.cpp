@@ -2,8 +2,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 #include "bindings/checks.h"
 #include "bindings/library.h"
@@ -77,7 +80,7 @@ int packed(Built& self, const Weight& weight, Span bias, bool exact) {
 }
 
 int lookup(Built& self, const Weight& weight, const ByteTables& tables, Span bias) {
-  require(weight.bits >= 2 && weight.bits <= 4, "byte tables serve codes of 2 to 4 bits");
+  require(tables.serve(weight), "byte tables serve codes of 2 to 4 bits, those of rows the weight they were made for");
   Matrix matrix;
   matrix.form = Form::lookup;
   matrix.weight = weight;
@@ -172,7 +175,8 @@ float number(float value) {
 }
 
 // One layer. integers: norm, query norm, key norm, rotary, window, output, output norm, feed norm, gated, activation,
-// down, down norm. floats: scale, cap, factor of attention, factor of the feed part. places: query, key, value, gate, up.
+// down, down norm. floats: scale, cap, factor of attention, factor of the feed part. places: query, key, value, gate,
+// up.
 void layer(Built& self, const std::vector<int>& qkv, const std::vector<int>& feed,
            const std::vector<std::tuple<int, int64_t>>& places, const std::vector<int64_t>& integers,
            const std::vector<float>& floats) {
@@ -230,10 +234,26 @@ void finish(Built& self, int64_t embedding, float embedding_factor, int64_t fina
 struct Reader {
   const Built* built;
   State state;
+  std::atomic<bool> busy{false};
 };
 
-// A side of a cache: bits, across, group, signed, narrow, with a zero, the zero is a code, type of the zero, type of the
-// scale; bits of 0 are floats.
+// One call of a reader; a second thread is refused instead of let in.
+class Turn {
+ public:
+  explicit Turn(Reader& reader) : reader_(&reader) {
+    require(!reader.busy.exchange(true), "a sequence is read by one thread at a time");
+  }
+  Turn(Turn&& other) noexcept : reader_(std::exchange(other.reader_, nullptr)) {}
+  ~Turn() {
+    if (reader_) reader_->busy = false;
+  }
+
+ private:
+  Reader* reader_;
+};
+
+// A side of a cache: bits, across, group, signed, narrow, with a zero, the zero is a code, type of the zero, type of
+// the scale; bits of 0 are floats.
 StateCoding coding(const std::vector<int64_t>& all, float clip, int64_t head_dim) {
   if (all.empty()) return {};
   require(all.size() == 9, "a coding has other parts");
@@ -246,8 +266,9 @@ StateCoding coding(const std::vector<int64_t>& all, float clip, int64_t head_dim
   made.narrow = all[4] != 0;
   made.with_zero = all[5] != 0;
   made.zero_is_code = all[6] != 0;
-  made.zero_type = float_type(static_cast<int>(all[7]));
-  made.scale_type = float_type(static_cast<int>(all[8]));
+  require(all[7] >= 0 && all[7] <= 2 && all[8] >= 0 && all[8] <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
+  made.zero_type = static_cast<Float>(all[7]);
+  made.scale_type = static_cast<Float>(all[8]);
   made.clip = clip;
   require(std::isfinite(clip) && clip > 0, "the share of a range is above 0");
   require(made.high() > made.low() && made.high() > 0, "a grid has two levels and one above 0");
@@ -257,7 +278,7 @@ StateCoding coding(const std::vector<int64_t>& all, float clip, int64_t head_dim
     require(made.group >= 16 && made.group <= 256 && 256 % made.group == 0,
             "16, 32, 64, 128 or 256 tokens are coded together");
   } else {
-    require(made.group >= 1 && (made.group >= head_dim || made.group % 16 == 0),
+    require(made.group >= 1 && made.group < kLargest && (made.group >= head_dim || made.group % 16 == 0),
             "a scale serves a multiple of 16 channels, or all of a head");
   }
   return made;
@@ -277,6 +298,7 @@ CacheForm cache_form(const Network& network, int type, const std::vector<int64_t
 }
 
 void read(Reader& self, Span ids, Span logits, int threads) {
+  const Turn turn(self);
   const Network& network = self.built->network;
   const int64_t count = std::get<1>(ids) / 8;
   const auto* tokens = buffer(ids).as<const int64_t>(product(count, 8), "ids");
@@ -288,6 +310,32 @@ void read(Reader& self, Span ids, Span logits, int threads) {
     require(tokens[i] >= 0 && tokens[i] < network.vocabulary, "a token is not in the vocabulary");
   nb::gil_scoped_release release;
   self.state.read(tokens, count, target, threads);
+}
+
+constexpr size_t kMostReaders = 64;
+
+// One token behind each of several sequences: ids[readers], logits[readers][vocabulary].
+void read_together(const std::vector<Reader*>& readers, Span ids, Span logits, int threads) {
+  require(!readers.empty() && readers.size() <= kMostReaders, "1 to 64 sequences take a step together");
+  const auto count = static_cast<int64_t>(readers.size());
+  for (const Reader* reader : readers) require(reader, "a sequence is missing");
+  const Network& network = readers[0]->built->network;
+  const auto* tokens = buffer(ids).as<const int64_t>(product(count, 8), "ids");
+  auto* target = buffer(logits).as<float>(product(product(count, network.vocabulary), 4), "logits");
+  checked_threads(threads);
+  std::vector<State*> states;
+  std::vector<Turn> turns;
+  for (size_t i = 0; i < readers.size(); ++i) {
+    Reader* reader = readers[i];
+    require(reader->built == readers[0]->built, "the sequences are of different networks");
+    require(std::find(states.begin(), states.end(), &reader->state) == states.end(), "a sequence is named twice");
+    require(reader->state.tokens() < network.context, "the tokens do not fit the context");
+    require(tokens[i] >= 0 && tokens[i] < network.vocabulary, "a token is not in the vocabulary");
+    states.push_back(&reader->state);
+    turns.emplace_back(*reader);
+  }
+  nb::gil_scoped_release release;
+  State::step(states.data(), count, tokens, target, threads);
 }
 
 }  // namespace
@@ -305,21 +353,30 @@ void bind_decode(nb::module_& module) {
       .def("layer", layer)
       .def("finish", finish);
   nb::class_<Reader>(module, "Reader", "One sequence that a network reads; used by one thread at a time.")
-      .def("__init__",
-           [](Reader* self, const Built& built, int type, const std::vector<int64_t>& keys,
-              const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
-             require(built.finished, "the network is not finished");
-             const CacheForm form = cache_form(built.network, type, keys, values, clips, window);
-             new (self) Reader{&built, State(built.network, *built.kernels, form)};
-           },
-           nb::keep_alive<1, 2>())
+      .def(
+          "__init__",
+          [](Reader* self, const Built& built, int type, const std::vector<int64_t>& keys,
+             const std::vector<int64_t>& values, const std::vector<float>& clips, int64_t window) {
+            require(built.finished, "the network is not finished");
+            const CacheForm form = cache_form(built.network, type, keys, values, clips, window);
+            new (self) Reader{&built, State(built.network, *built.kernels, form)};
+          },
+          nb::keep_alive<1, 2>())
       .def("read", read)
-      .def("crop", [](Reader& self, int64_t tokens) {
-        require(tokens >= 0, "a sequence has no fewer than 0 tokens");
-        self.state.crop(tokens);
-      })
+      .def("crop",
+           [](Reader& self, int64_t tokens) {
+             const Turn turn(self);
+             require(tokens >= 0, "a sequence has no fewer than 0 tokens");
+             require(tokens == 0 || tokens >= self.state.tokens() || self.state.plain(),
+                     "tokens that are coded together or late cannot be taken back one by one");
+             self.state.crop(tokens);
+           })
       .def_prop_ro("tokens", [](const Reader& self) { return self.state.tokens(); })
-      .def("bytes", [](const Reader& self) { return self.state.bytes(); });
+      .def("bytes", [](Reader& self) {
+        const Turn turn(self);
+        return self.state.bytes();
+      });
+  module.def("read_together", read_together, "One token behind each of several sequences of one network.");
 }
 
 }  // namespace bw

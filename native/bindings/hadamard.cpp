@@ -27,8 +27,8 @@ void run(const Library& self, int64_t rows, int64_t dim, int64_t base, int64_t p
   transform.type = static_cast<Float>(type);
   const int64_t count = product(rows, dim);
   const bool wide = transform.type == Float::f32;
-  const void* from = wide ? static_cast<const void*>(elements<const float>(x, count, "x"))
-                          : elements<const uint16_t>(x, count, "x");
+  const void* from =
+      wide ? static_cast<const void*>(elements<const float>(x, count, "x")) : elements<const uint16_t>(x, count, "x");
   void* to = wide ? static_cast<void*>(elements<float>(y, count, "y")) : elements<uint16_t>(y, count, "y");
   checked_threads(threads);
   nb::gil_scoped_release release;

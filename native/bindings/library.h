@@ -23,7 +23,9 @@ void bind_moments(LibraryClass& library);
 void bind_nearest(LibraryClass& library);
 void bind_sweep(nanobind::module_& module, LibraryClass& library);
 void bind_product(nanobind::module_& module, LibraryClass& library);
+void bind_vectors(nanobind::module_& module, LibraryClass& library);
 void bind_decode(nanobind::module_& module);
 void bind_probe(LibraryClass& library);
+void bind_trellis(nanobind::module_& module, LibraryClass& library);
 
 }  // namespace bw

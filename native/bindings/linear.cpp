@@ -105,7 +105,8 @@ Output output_of(const Weight& weight, int64_t rows, Span y, Float type, Span bi
   Output output;
   output.type = type;
   const int64_t bytes = product(product(rows, weight.out), float_bytes(type));
-  output.y = type == Float::f32 ? static_cast<void*>(buffer(y).as<float>(bytes, "y")) : buffer(y).as<uint16_t>(bytes, "y");
+  output.y =
+      type == Float::f32 ? static_cast<void*>(buffer(y).as<float>(bytes, "y")) : buffer(y).as<uint16_t>(bytes, "y");
   if (std::get<0>(bias)) output.bias = buffer(bias).as<const float>(4 * weight.out, "bias");
   return output;
 }
@@ -141,12 +142,12 @@ void linear(const Library& self, const Weight& weight, Span x, int type_code, in
 
 void bind_linear(nb::module_& module, LibraryClass& library) {
   nb::class_<Weight>(module, "Weight", "A view of a packed weight; the caller keeps the buffers alive.")
-      .def("__init__", [](Weight* self, int64_t out, int64_t in, int bits, int block, int64_t blocks_per_scale,
-                          int levels, Span codes, Span scale, int scale_type, Span zero_codes, Span zeros, int zero,
-                          Span table) {
-        new (self) Weight(make_weight(out, in, bits, block, blocks_per_scale, levels, codes, scale, scale_type,
-                                      zero_codes, zeros, zero, table));
-      });
+      .def("__init__",
+           [](Weight* self, int64_t out, int64_t in, int bits, int block, int64_t blocks_per_scale, int levels,
+              Span codes, Span scale, int scale_type, Span zero_codes, Span zeros, int zero, Span table) {
+             new (self) Weight(make_weight(out, in, bits, block, blocks_per_scale, levels, codes, scale, scale_type,
+                                           zero_codes, zeros, zero, table));
+           });
   module.def("packed_bytes", [](int64_t out, int64_t in, int bits, int block) {
     const Weight weight = geometry(out, in, bits, block, 1);
     return product(weight.tiles(), weight.tile_bytes());

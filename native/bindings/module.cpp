@@ -49,6 +49,8 @@ NB_MODULE(_core, module) {
   bw::bind_nearest(library);
   bw::bind_sweep(module, library);
   bw::bind_product(module, library);
+  bw::bind_vectors(module, library);
   bw::bind_decode(module);
   bw::bind_probe(library);
+  bw::bind_trellis(module, library);
 }

@@ -1,8 +1,10 @@
 // Products in every way beside the plain one: coded activations, lookups, bf16, ternary in base 3, sums of terms.
 #include "bindings/checks.h"
 #include "bindings/library.h"
+#include "bindings/workspace.h"
 #include "core/pool.h"
 #include "core/variants.h"
+#include "core/vectors.h"
 
 #include <nanobind/stl/tuple.h>
 
@@ -24,7 +26,19 @@ Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
 bool given(Span span) { return std::get<0>(span) != 0; }
 
 // Which kernel multiplies.
-enum class Way : int { exact = 0, int8 = 1, lookup = 2, bf16 = 3, ternary = 4, bits = 5, sums = 6, pairs = 7 };
+enum class Way : int {
+  exact = 0,
+  int8 = 1,
+  lookup = 2,
+  bf16 = 3,
+  ternary = 4,
+  bits = 5,
+  sums = 6,
+  pairs = 7,
+  lattice = 10,
+  lattice_exact = 11,
+  additive = 12
+};
 
 Float float_type(int code) {
   require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
@@ -48,6 +62,8 @@ ByteTables make_tables(const Weight& weight, Span low, Span high, bool by_row, i
   tables.by_row = by_row;
   tables.offset = offset;
   tables.step = step;
+  tables.tiles = weight.tiles();
+  tables.groups = weight.groups;
   return tables;
 }
 
@@ -77,8 +93,11 @@ Terms make_terms(int64_t out, int64_t in, Span starts, Span columns, Span values
                  Span left, Span right, int64_t shifts, Span sums) {
   require(out >= 1 && in >= 1 && count >= 0 && count < (int64_t{1} << 31) && rank >= 0 && shifts >= 0,
           "the terms have a wrong shape");
+  require(out <= int64_t{1} << 31 && in <= int64_t{1} << 31, "the terms have a wrong shape");
   const int64_t rows = product((out + kRows - 1) / kRows, kRows);
   Terms terms;
+  terms.out = out;
+  terms.in = in;
   if (given(starts)) {
     terms.starts = buffer(starts).as<const int32_t>(product(out + 1, 4), "starts");
     terms.columns = buffer(columns).as<const int32_t>(product(count, 4), "columns");
@@ -101,25 +120,6 @@ Coding make_coding(bool is_given, bool asymmetric, int64_t run, float low, float
   return {is_given, asymmetric, run, low, high, steps, clip, scale, zero};
 }
 
-// Memory of one call.
-class Workspace {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
-    if (!memory) throw std::bad_alloc();
-    kept_.emplace_back(memory);
-    return static_cast<T*>(memory);
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::vector<std::unique_ptr<void, Free>> kept_;
-};
-
 struct Call {
   const Kernels& kernels;
   Way way;
@@ -127,6 +127,7 @@ struct Call {
   const TernaryWeight* ternary;
   const ByteTables* tables;
   HalfTable levels;
+  const VectorTables* vectors;
   const int32_t* counts;
   const Coding* coding;
   const void* x;
@@ -134,7 +135,8 @@ struct Call {
   int64_t rows, in, out;
   int threads;
 
-  int block() const { return ternary ? TernaryWeight::kBlock : weight->block; }
+  int block() const { return ternary ? TernaryWeight::kBlock : weight ? weight->block : 16; }
+  bool additive() const { return vectors && vectors->additive.out; }
   int64_t blocks() const { return (in + block() - 1) / block(); }
 };
 
@@ -149,11 +151,22 @@ QuantizedRows quantized(const Call& call, Workspace& workspace, float* shift, fl
                            values, call.threads);
   else
     call.kernels.quantize_rows(call.x, call.type, call.rows, call.in, call.block(), codes, scale, sums, call.threads);
+  if (call.way == Way::lattice) exchange_spans(codes, product(places, call.block()));
   return {call.rows, call.block(), call.blocks(), codes, scale, sums};
 }
 
 void multiply(const Call& call, Workspace& workspace, float* shift, float* values, const Output& output) {
   const int64_t places = product(call.blocks(), call.rows), count = product(places, call.block());
+  if (call.way == Way::additive)
+    return call.kernels.additive_float(call.vectors->additive, call.x, call.type, call.rows, output, call.threads);
+  if (call.way == Way::lattice_exact) {
+    float* cut = workspace.take<float>(count);
+    float* sums = workspace.take<float>(places);
+    call.kernels.gather_rows(call.x, call.type, call.rows, call.in, call.block(), cut, sums, call.threads);
+    exchange_spans(cut, count);
+    const FloatRows rows{call.rows, call.block(), call.blocks(), cut, sums};
+    return call.kernels.lattice_float(*call.weight, call.vectors->lattice, rows, output, call.threads);
+  }
   if (call.way == Way::exact) {
     float* cut = workspace.take<float>(count);
     float* sums = workspace.take<float>(places);
@@ -171,7 +184,10 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   }
   const QuantizedRows rows = quantized(call, workspace, shift, values);
   if (call.way == Way::ternary) return call.kernels.linear_ternary(*call.ternary, rows, output, call.threads);
-  if (call.way == Way::lookup) return call.kernels.linear_lookup(*call.weight, *call.tables, rows, output, call.threads);
+  if (call.way == Way::lattice)
+    return call.kernels.lattice_int8(*call.weight, call.vectors->lattice, rows, output, call.threads);
+  if (call.way == Way::lookup)
+    return call.kernels.linear_lookup(*call.weight, *call.tables, rows, output, call.threads);
   if (call.way == Way::sums || call.way == Way::pairs)
     return call.kernels.linear_sums(*call.weight, rows, call.way == Way::pairs, output, call.threads);
   if (call.way == Way::bits) {
@@ -183,11 +199,16 @@ void multiply(const Call& call, Workspace& workspace, float* shift, float* value
   call.kernels.linear_int8(*call.weight, rows, output, call.threads);
 }
 
-void check(const Call& call, const Terms* terms) {
-  require(call.ternary || call.weight, "a product needs a weight");
+void check(const Call& call) {
+  const bool points = call.way == Way::lattice || call.way == Way::lattice_exact;
+  require((call.way == Way::additive) == call.additive() && points == (call.vectors && !call.additive()),
+          "the tables of vectors do not fit the kernel");
   require((call.way == Way::ternary) == (call.ternary != nullptr), "the weight does not fit the kernel");
-  require(call.way != Way::lookup || call.tables, "lookups need tables");
+  require(call.way != Way::lookup || (call.tables && call.tables->serve(*call.weight)),
+          "lookups need tables, those of rows are of the same weight");
   require(call.way != Way::int8 || call.weight->levels == Levels::affine, "integer products serve affine weights");
+  require(!points || (call.weight->bits == call.vectors->bits && call.weight->block % 32 == 0),
+          "the tables are those of other points");
   require(call.way != Way::bf16 || call.kernels.linear_bf16, "this instruction set has no products of bf16");
   const bool sums = call.way == Way::sums || call.way == Way::pairs;
   require(!sums || (call.weight->out % 64 == 0 && call.weight->block <= 128 && call.weight->block >= 32 &&
@@ -195,8 +216,12 @@ void check(const Call& call, const Terms* terms) {
           "tables of sums serve multiples of 64 rows, codes of up to 4 bits and blocks of 32 to 128 inputs");
   require(call.way != Way::bits || (call.coding && call.coding->run >= call.in && call.weight->block >= 32),
           "products of bits need activations with one code and one scale for a row");
-  if (!call.coding) return;
-  require(call.way != Way::exact && call.way != Way::bf16, "coded activations go into integer products");
+}
+
+void check_coding(const Call& call, const Terms* terms) {
+  require(
+      call.way != Way::exact && call.way != Way::bf16 && call.way != Way::lattice_exact && call.way != Way::additive,
+      "coded activations go into integer products");
   const int64_t run = call.coding->run;
   require(run >= call.in || run % call.block() == 0, "a scale of activations serves whole blocks");
   const int64_t runs = (call.in + run - 1) / run;
@@ -204,15 +229,30 @@ void check(const Call& call, const Terms* terms) {
 }
 
 Call make_call(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-               const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Float type,
-               int threads) {
-  require(way >= 0 && way <= 7, "no such kernel");
-  require(weight || ternary, "a product needs a weight");
-  Call call{*self.kernels, static_cast<Way>(way), weight, ternary, tables, {}, nullptr, coding, nullptr, type, 0, 0, 0,
+               const ByteTables* tables, const VectorTables* vectors, Span levels, const Terms* terms,
+               const Coding* coding, Float type, int threads) {
+  require((way >= 0 && way <= 7) || (way >= 10 && way <= 12), "no such kernel");
+  Call call{*self.kernels,
+            static_cast<Way>(way),
+            weight,
+            ternary,
+            tables,
+            {},
+            vectors,
+            nullptr,
+            coding,
+            nullptr,
+            type,
+            0,
+            0,
+            0,
             checked_threads(threads)};
-  call.in = ternary ? ternary->in : weight->in;
-  call.out = ternary ? ternary->out : weight->out;
-  check(call, terms);
+  require(int{ternary != nullptr} + int{weight != nullptr} + int{call.additive()} == 1, "a product needs one weight");
+  call.in = ternary ? ternary->in : weight ? weight->in : vectors->additive.in;
+  call.out = ternary ? ternary->out : weight ? weight->out : vectors->additive.out;
+  require(!terms || (terms->out == call.out && terms->in == call.in), "the terms belong to another weight");
+  check(call);
+  if (coding) check_coding(call, terms);
   if (call.way == Way::bf16)
     call.levels.levels = buffer(levels).as<const uint16_t>(int64_t{2} << weight->bits, "levels");
   if (call.way == Way::bits)
@@ -225,7 +265,8 @@ void add_up(const Call& call, const Terms* terms, const Output& output) {
   Workspace workspace;
   if (!terms) return multiply(call, workspace, nullptr, nullptr, output);
   float* main = workspace.take<float>(product(call.rows, call.out));
-  float* shift = call.coding && call.coding->asymmetric ? workspace.take<float>(product(call.rows, terms->shifts)) : nullptr;
+  float* shift =
+      call.coding && call.coding->asymmetric ? workspace.take<float>(product(call.rows, terms->shifts)) : nullptr;
   const bool reads = terms->starts || terms->rank;
   const float* values = call.type == Float::f32 ? static_cast<const float*>(call.x) : nullptr;
   float* taken = reads && (call.coding || !values) ? workspace.take<float>(product(call.rows, call.in)) : nullptr;
@@ -234,15 +275,14 @@ void add_up(const Call& call, const Terms* terms, const Output& output) {
   Terms all = *terms;
   all.shift = shift;
   if (!shift) all.shifts = 0;
-  call.kernels.add_terms(all, taken ? taken : values, call.rows, call.in, call.out, main,
-                         output, call.threads);
+  call.kernels.add_terms(all, taken ? taken : values, call.rows, call.in, call.out, main, output, call.threads);
 }
 
 void run(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary, const ByteTables* tables,
-         Span levels, const Terms* terms, const Coding* coding, Span x, int type_code, int64_t rows, Span y, Span bias,
-         int threads) {
+         const VectorTables* vectors, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
+         int64_t rows, Span y, Span bias, int threads) {
   const Float type = float_type(type_code);
-  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  Call call = make_call(self, way, weight, ternary, tables, vectors, levels, terms, coding, type, threads);
   call.rows = rows;
   call.x = floats(x, type, product(rows, call.in), "x");
   Output output;
@@ -271,9 +311,9 @@ Windows make_windows(const Call& call, std::tuple<int64_t, int64_t, int64_t, int
   std::tie(windows.out_height, windows.out_width) = outputs;
   windows.first_channel = first_channel;
   const int64_t most = int64_t{1} << 24;
-  for (const int64_t size : {windows.channels, windows.height, windows.width, windows.kernel_height,
-                             windows.kernel_width, windows.stride_down, windows.stride_right, windows.dilation_down,
-                             windows.dilation_right})
+  for (const int64_t size :
+       {windows.channels, windows.height, windows.width, windows.kernel_height, windows.kernel_width,
+        windows.stride_down, windows.stride_right, windows.dilation_down, windows.dilation_right})
     require(size >= 1 && size <= most, "a convolution has a wrong shape");
   for (const int64_t size : {windows.above, windows.left, windows.out_height, windows.out_width})
     require(size >= 0 && size <= most, "a convolution has a wrong shape");
@@ -287,12 +327,12 @@ Windows make_windows(const Call& call, std::tuple<int64_t, int64_t, int64_t, int
 
 // One group of a convolution: y[batch][outputs][positions], this group's outputs from `first_output`.
 void convolve(const Library& self, int way, const Weight* weight, const TernaryWeight* ternary,
-              const ByteTables* tables, Span levels, const Terms* terms, const Coding* coding, Span x, int type_code,
-              std::tuple<int64_t, int64_t, int64_t, int64_t> images, int64_t first_channel, Pair kernel, Pair stride,
-              Pair before, Pair dilation, Pair positions, Span y, int64_t outputs, int64_t first_output, Span bias,
-              int threads) {
+              const ByteTables* tables, const VectorTables* vectors, Span levels, const Terms* terms,
+              const Coding* coding, Span x, int type_code, std::tuple<int64_t, int64_t, int64_t, int64_t> images,
+              int64_t first_channel, Pair kernel, Pair stride, Pair before, Pair dilation, Pair positions, Span y,
+              int64_t outputs, int64_t first_output, Span bias, int threads) {
   const Float type = float_type(type_code);
-  Call call = make_call(self, way, weight, ternary, tables, levels, terms, coding, type, threads);
+  Call call = make_call(self, way, weight, ternary, tables, vectors, levels, terms, coding, type, threads);
   Windows windows = make_windows(call, images, first_channel, kernel, stride, before, dilation, positions);
   const int64_t batch = std::get<0>(images), space = windows.positions();
   const int64_t pixels = product(windows.height, windows.width);
@@ -341,14 +381,15 @@ void bind_product(nb::module_& module, LibraryClass& library) {
         new (self) Coding(make_coding(is_given, asymmetric, run, low, high, steps, clip, scale, zero));
       });
   library.def("convolve", convolve, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
-              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
-              nb::arg("x"), nb::arg("type"), nb::arg("images"), nb::arg("first_channel"), nb::arg("kernel"),
-              nb::arg("stride"), nb::arg("before"), nb::arg("dilation"), nb::arg("positions"), nb::arg("y"),
-              nb::arg("outputs"), nb::arg("first_output"), nb::arg("bias"), nb::arg("threads"));
+              nb::arg("tables").none(), nb::arg("vectors").none(), nb::arg("levels"), nb::arg("terms").none(),
+              nb::arg("coding").none(), nb::arg("x"), nb::arg("type"), nb::arg("images"), nb::arg("first_channel"),
+              nb::arg("kernel"), nb::arg("stride"), nb::arg("before"), nb::arg("dilation"), nb::arg("positions"),
+              nb::arg("y"), nb::arg("outputs"), nb::arg("first_output"), nb::arg("bias"), nb::arg("threads"));
   library.def_prop_ro("has_bf16", [](const Library& self) { return self.kernels->linear_bf16 != nullptr; });
   library.def("product", run, nb::arg("way"), nb::arg("weight").none(), nb::arg("ternary").none(),
-              nb::arg("tables").none(), nb::arg("levels"), nb::arg("terms").none(), nb::arg("coding").none(),
-              nb::arg("x"), nb::arg("type"), nb::arg("rows"), nb::arg("y"), nb::arg("bias"), nb::arg("threads"));
+              nb::arg("tables").none(), nb::arg("vectors").none(), nb::arg("levels"), nb::arg("terms").none(),
+              nb::arg("coding").none(), nb::arg("x"), nb::arg("type"), nb::arg("rows"), nb::arg("y"), nb::arg("bias"),
+              nb::arg("threads"));
 }
 
 }  // namespace bw

@@ -180,22 +180,22 @@ bool descend(const Library& self, const Descent& descent, int64_t first, int64_t
 
 void bind_sweep(nb::module_& module, LibraryClass& library) {
   nb::class_<Sweep>(module, "Sweep", "A view of a sweep's buffers; the caller keeps them alive.")
-      .def("__init__", [](Sweep* self, int64_t out, int64_t in, Span upper, Span carry, Span order, Span target,
-                          Span history) {
-        new (self) Sweep(make_sweep(out, in, upper, carry, order, target, history));
-      });
+      .def("__init__",
+           [](Sweep* self, int64_t out, int64_t in, Span upper, Span carry, Span order, Span target, Span history) {
+             new (self) Sweep(make_sweep(out, in, upper, carry, order, target, history));
+           });
   nb::class_<CheckedRounding>(module, "Rounding", "A view of a rounding rule; the caller keeps the buffers alive.")
-      .def("__init__", [](CheckedRounding* self, int64_t tiles, int64_t in, int kind, int64_t parameters,
-                          Span parameter, Span scale, Span zero, float low, float high, int count, Span table,
-                          Span borders, Span codes) {
-        new (self) CheckedRounding(make_rounding(tiles, in, kind, parameters, parameter, scale, zero, low, high, count,
-                                                 table, borders, codes));
-      });
+      .def("__init__",
+           [](CheckedRounding* self, int64_t tiles, int64_t in, int kind, int64_t parameters, Span parameter,
+              Span scale, Span zero, float low, float high, int count, Span table, Span borders, Span codes) {
+             new (self) CheckedRounding(make_rounding(tiles, in, kind, parameters, parameter, scale, zero, low, high,
+                                                      count, table, borders, codes));
+           });
   nb::class_<Descent>(module, "Descent", "A view of a descent's buffers; the caller keeps them alive.")
-      .def("__init__", [](Descent* self, int64_t out, int64_t in, Span moments, Span inverse, Span weight, Span value,
-                          Span error) {
-        new (self) Descent(make_descent(out, in, moments, inverse, weight, value, error));
-      });
+      .def("__init__",
+           [](Descent* self, int64_t out, int64_t in, Span moments, Span inverse, Span weight, Span value, Span error) {
+             new (self) Descent(make_descent(out, in, moments, inverse, weight, value, error));
+           });
   module.attr("SWEEP_ROWS") = kSweepRows;
   module.attr("SWEEP_PIECE") = kSweepPiece;
   library.def("sweep_load", load);

@@ -49,8 +49,8 @@ struct Attend {
   int64_t start = 0, stop = 0;
   const int64_t* first = nullptr;  // of every row: it sees the places [first, last)
   const int64_t* last = nullptr;
-  float cap = 0;                   // scores become cap * tanh(score / cap); 0: as they are
-  const Store* keys = nullptr;     // one of the two forms
+  float cap = 0;                // scores become cap * tanh(score / cap); 0: as they are
+  const Store* keys = nullptr;  // one of the two forms
   const CodedStore* coded_keys = nullptr;
   const Store* values = nullptr;
   const CodedStore* coded_values = nullptr;

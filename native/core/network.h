@@ -25,16 +25,14 @@ enum class Form { dense, exact, int8, lookup, bf16, ternary };
 struct Matrix {
   Form form = Form::dense;
   Dense dense;
-  Weight weight;        // exact, int8, lookup, bf16
-  ByteTables tables;    // lookup
-  HalfTable levels;     // bf16
+  Weight weight;      // exact, int8, lookup, bf16
+  ByteTables tables;  // lookup
+  HalfTable levels;   // bf16
   TernaryWeight ternary;
   const float* bias = nullptr;
 
   bool packed() const { return form != Form::dense; }
-  int64_t out() const {
-    return form == Form::dense ? dense.out : form == Form::ternary ? ternary.out : weight.out;
-  }
+  int64_t out() const { return form == Form::dense ? dense.out : form == Form::ternary ? ternary.out : weight.out; }
   int64_t in() const { return form == Form::dense ? dense.in : form == Form::ternary ? ternary.in : weight.in; }
   int block() const { return form == Form::ternary ? TernaryWeight::kBlock : weight.block; }
   int64_t tiles() const { return (out() + kRows - 1) / kRows; }
@@ -68,19 +66,19 @@ struct Place {
 };
 
 struct Layer {
-  int norm = -1;           // before attention; numbers of norms and matrices in the network, -1: none
-  std::vector<int> qkv;    // matrices that read the normed stream
+  int norm = -1;         // before attention; numbers of norms and matrices in the network, -1: none
+  std::vector<int> qkv;  // matrices that read the normed stream
   Place query, key, value;
   int query_norm = -1, key_norm = -1;
   int rotary = -1;
-  float scale = 1;         // of the scores
+  float scale = 1;  // of the scores
   float cap = 0;
-  int64_t window = 0;      // tokens that a token sees, itself included; 0: all
+  int64_t window = 0;  // tokens that a token sees, itself included; 0: all
   int output = -1;
-  int output_norm = -1;    // of what attention adds
+  int output_norm = -1;  // of what attention adds
   float output_factor = 1;
   int feed_norm = -1;
-  std::vector<int> feed;   // gate and up
+  std::vector<int> feed;  // gate and up
   Place gate, up;
   bool gated = true;
   Activation activation = Activation::silu;

@@ -19,11 +19,12 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
+  // Never null: not even of nothing may null be handed to memset().
   T* get(size_t count) {
-    if (count > count_) {
+    if (count > count_ || !data_) {
       std::free(data_);
       count_ = 0;
-      const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+      const size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
       data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
       if (!data_) throw std::bad_alloc();
       count_ = count;

@@ -17,11 +17,11 @@ struct Sweep {
   int64_t out = 0;
   int64_t in = 0;
   // A column feeds back its rounding error, and with `carry` its current value.
-  const float* upper = nullptr;      // [in][in]: how column j feeds back to column k
-  const float* carry = nullptr;      // [in][in], or null
-  const int64_t* order = nullptr;    // [in]: the column of the weight that stands at a place of the sweep
-  float* target = nullptr;           // [tiles][in][32]: weights; rounded values where the sweep has been
-  float* history = nullptr;          // [tiles][in][feeds][32]: what finished columns feed back
+  const float* upper = nullptr;    // [in][in]: how column j feeds back to column k
+  const float* carry = nullptr;    // [in][in], or null
+  const int64_t* order = nullptr;  // [in]: the column of the weight that stands at a place of the sweep
+  float* target = nullptr;         // [tiles][in][32]: weights; rounded values where the sweep has been
+  float* history = nullptr;        // [tiles][in][feeds][32]: what finished columns feed back
 
   int64_t tiles() const { return (out + kSweepRows - 1) / kSweepRows; }
   int64_t feeds() const { return carry ? 2 : 1; }
@@ -38,15 +38,15 @@ struct Columns {
 struct Rounding {
   enum Kind : int { affine = 0, levels = 1, row_table = 2 };
   Kind kind = affine;
-  int64_t parameters = 0;               // sets of parameters
-  const int32_t* parameter = nullptr;   // [in]: the set of the column at each place of the sweep
-  const float* scale = nullptr;         // [parameters][tiles * 32], not for row tables
-  const float* zero = nullptr;          // the same, or null
-  float low = 0, high = 0;              // affine: the ends
-  int count = 0;                        // levels, the others
-  const float* table = nullptr;         // [count] ascending, or [parameters][count][tiles * 32]
-  const float* borders = nullptr;       // [count - 1], or [parameters][count - 1][tiles * 32]: x > border goes higher
-  const uint8_t* codes = nullptr;       // [2][count]: codes of the levels, for x without and with a sign
+  int64_t parameters = 0;              // sets of parameters
+  const int32_t* parameter = nullptr;  // [in]: the set of the column at each place of the sweep
+  const float* scale = nullptr;        // [parameters][tiles * 32], not for row tables
+  const float* zero = nullptr;         // the same, or null
+  float low = 0, high = 0;             // affine: the ends
+  int count = 0;                       // levels, the others
+  const float* table = nullptr;        // [count] ascending, or [parameters][count][tiles * 32]
+  const float* borders = nullptr;      // [count - 1], or [parameters][count - 1][tiles * 32]: x > border goes higher
+  const uint8_t* codes = nullptr;      // [2][count]: codes of the levels, for x without and with a sign
 };
 
 }  // namespace bw

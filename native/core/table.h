@@ -14,7 +14,9 @@
 #include "core/nearest.h"
 #include "core/network.h"
 #include "core/sweep.h"
+#include "core/trellis.h"
 #include "core/variants.h"
+#include "core/vectors.h"
 #include "core/weight.h"
 #include "core/windows.h"
 
@@ -72,8 +74,9 @@ struct Kernels {
   // False where a pivot is not a positive number; `packed` [size][min(size, 256)] is scratch.
   bool (*upper_factor)(const Factorization&, float* packed, int threads);
 
-  // -- moments: of the tokens that a layer reads ------------------------------------------------------------------------
-  // Adds x^T x on and above the diagonal; what is below it may change too. `packed` [tiles][tokens][32] is scratch.
+  // -- moments: of the tokens that a layer reads
+  // ------------------------------------------------------------------------ Adds x^T x on and above the diagonal; what
+  // is below it may change too. `packed` [tiles][tokens][32] is scratch.
   void (*add_moments)(const Moments&, float* packed, int threads);
 
   // -- descent: coordinate descent over columns -----------------------------------------------------------------
@@ -109,11 +112,21 @@ struct Kernels {
   // y = main + terms + bias, main[rows][out].
   void (*add_terms)(const Terms&, const float* x, int64_t rows, int64_t in, int64_t out, const float* main,
                     const Output&, int threads);
-  // Windows first .. first + count - 1 of an image as rows[count][inputs]; rows[count][out] into y[place + o * positions
+  // Windows first .. first + count - 1 of an image as rows[count][inputs]; rows[count][out] into y[place + o *
+  // positions
   // + p].
   void (*window_rows)(const Windows&, int64_t image, int64_t first, int64_t count, float* rows);
   void (*rows_to_image)(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,
                         void* y);
+
+  // -- trellis: codes of a state's bits (core/trellis.h) --------------------------------------------------------
+  // codes[rows][columns] of the least squared error that Viterbi's algorithm finds; around: rotated first pass.
+  void (*trellis_search)(const TrellisSearch&, uint8_t* codes, int threads);
+  // codes[out][in] into the layout of a TrellisWeight.
+  void (*trellis_pack)(const TrellisWeight&, const uint8_t* codes, uint32_t* packed, int threads);
+  // Products; the blocks of the activations are those of the weight, in integers 1MAD only.
+  void (*trellis_float)(const TrellisWeight&, const FloatRows&, const Output&, int threads);
+  void (*trellis_int8)(const TrellisWeight&, const QuantizedRows&, const Output&, int threads);
 
   // -- decoding: fp32 rows, on the calling thread --------------------------------------------------------------
   void (*norm_row)(const Norm&, const float* x, float* y);
@@ -127,6 +140,16 @@ struct Kernels {
   void (*linear_dense)(const Dense&, const float* x, int64_t rows, float* y, int64_t first, int64_t last);
   void (*attend)(const Attend&);
 
+  // -- vectors: codes of several weights (core/vectors.h) --------------------------------------------------------
+  // Indices[count][books] of the entries whose sums are near x[count][span], and codes of the nearest points of E8P.
+  void (*beam_search)(const Books&, const float* x, int64_t count, int32_t* index, int threads);
+  void (*nearest_e8p)(const BasePoints&, const float* x, int64_t count, int32_t* codes, int threads);
+  // Products; every 32 inputs of the activations are exchanged (exchange_spans).
+  void (*lattice_int8)(const Weight&, const LatticeTables&, const QuantizedRows&, const Output&, int threads);
+  void (*lattice_float)(const Weight&, const LatticeTables&, const FloatRows&, const Output&, int threads);
+  // x[rows][in] as it is.
+  void (*additive_float)(const AdditiveWeight&, const void* x, Float type, int64_t rows, const Output&, int threads);
+
   // -- probes ---------------------------------------------------------------------------------------------------
   // Reads every whole half mebibyte of the data; what comes back has no meaning.
   int32_t (*read_all)(const uint8_t* data, int64_t bytes, int threads);
@@ -137,8 +160,8 @@ struct Kernels {
 // The tables of this build that the processor can run, the fastest first; ends with scalar.
 const Kernels* const* available(size_t* count);
 
-#define BW_TABLE(isa) \
-  namespace isa {     \
+#define BW_TABLE(isa)     \
+  namespace isa {         \
   const Kernels& table(); \
   }
 BW_TABLE(avx512)

@@ -14,6 +14,11 @@ struct ByteTables {
   bool by_row = false;
   int32_t offset = 0;
   float step = 1;
+  int64_t tiles = 0, groups = 0;  // of the weight that tables of its rows were made for
+
+  bool serve(const Weight& weight) const {
+    return weight.bits >= 2 && weight.bits <= 4 && (!by_row || (tiles == weight.tiles() && groups == weight.groups));
+  }
 };
 
 // Levels of 2^bits codes as bf16.
@@ -32,19 +37,19 @@ struct HalfRows {
 
 // How a recipe codes activations in integers: code = clamp(round(x / scale + zero), low, high).
 struct Coding {
-  bool given = false;       // scale and zero are given; else from the range of every run of inputs
+  bool given = false;  // scale and zero are given; else from the range of every run of inputs
   bool asymmetric = false;
-  int64_t run = 0;          // inputs that share a scale: a multiple of the block, or the whole row
+  int64_t run = 0;  // inputs that share a scale: a multiple of the block, or the whole row
   float low = 0, high = 0;
-  float steps = 1;          // a range over this is the scale
-  float clip = 1;           // share of the range that counts
+  float steps = 1;  // a range over this is the scale
+  float clip = 1;   // share of the range that counts
   float scale = 1, zero = 0;
 };
 
 // Activations bit by bit (kernels/linear_bits.cpp), and the sums of the weight's codes.
 struct BitRows {
-  const uint32_t* words = nullptr;   // [rows][bits][vectors]
-  const int32_t* counts = nullptr;   // [tiles][groups][16]
+  const uint32_t* words = nullptr;  // [rows][bits][vectors]
+  const int32_t* counts = nullptr;  // [tiles][groups][16]
   int bits = 0;
   int32_t lowest = 0;  // the smallest code of an activation
 };
@@ -52,6 +57,7 @@ struct BitRows {
 // Beside the coded term: values of single weights, a product of two narrow matrices, and a product with factors that
 // the caller gives per row (zero points of activations).
 struct Terms {
+  int64_t out = 0, in = 0;          // of the matrix that they were made for
   const int32_t* starts = nullptr;  // [out + 1], or null
   const int32_t* columns = nullptr;
   const float* values = nullptr;
@@ -59,8 +65,8 @@ struct Terms {
   const float* left = nullptr;   // [tiles][rank][16]
   const float* right = nullptr;  // [rank][in]
   int64_t shifts = 0;
-  const float* sums = nullptr;    // [tiles][shifts][16]
-  const float* shift = nullptr;   // [rows][shifts]
+  const float* sums = nullptr;   // [tiles][shifts][16]
+  const float* shift = nullptr;  // [rows][shifts]
 };
 
 // A ternary matrix of one scale for every row: five digits of base 3 in a byte, the first the most significant, as
@@ -72,8 +78,8 @@ struct TernaryWeight {
   const void* scale = nullptr;     // [tiles][16]
   Float scale_type = Float::f32;
 
-  static constexpr int kInputs = 20;   // inputs of a vector
-  static constexpr int kBlock = 160;   // inputs of a block of activations
+  static constexpr int kInputs = 20;  // inputs of a vector
+  static constexpr int kBlock = 160;  // inputs of a block of activations
   int64_t tiles() const { return (out + kRows - 1) / kRows; }
   int64_t vectors() const { return (in + kInputs - 1) / kInputs; }
   int64_t blocks() const { return (in + kBlock - 1) / kBlock; }

@@ -1,10 +1,10 @@
 // A packed weight matrix as the kernels read it.
 //
 // Rows come in tiles of 16, inputs in blocks. The codes of one tile and one block lie together, tile after tile, block
-// after block within a tile. A code of b bits is cut into fields of 4, 2 and 1 bits (8 bits: one field of 8), the lowest
-// bits first; fields of one width form a plane. A plane is a run of 64-byte vectors: 32-bit lane r belongs to row r of
-// the tile, byte j of the lane to input 4 q + j, and the fields of a byte, lowest first, to q = F v, F v + 1, ... for
-// vector v and F fields in a byte. Missing rows and inputs are zero.
+// after block within a tile. A code of b bits is cut into fields of 4, 2 and 1 bits (8 bits: one field of 8), the
+// lowest bits first; fields of one width form a plane. A plane is a run of 64-byte vectors: 32-bit lane r belongs to
+// row r of the tile, byte j of the lane to input 4 q + j, and the fields of a byte, lowest first, to q = F v, F v + 1,
+// ... for vector v and F fields in a byte. Missing rows and inputs are zero.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ struct Weight {
   int64_t out = 0;
   int64_t in = 0;
   int bits = 0;
-  int block = 0;             // inputs of a block; a multiple of 32
-  int64_t blocks = 0;        // blocks of a row; the last may be padded
+  int block = 0;       // inputs of a block; a multiple of 32
+  int64_t blocks = 0;  // blocks of a row; the last may be padded
   int64_t blocks_per_scale = 1;
-  int64_t groups = 1;        // scales of a row
+  int64_t groups = 1;  // scales of a row
   Levels levels = Levels::affine;
   Float scale_type = Float::f32;
   const uint8_t* codes = nullptr;       // [tiles][blocks][16 * block * bits / 8]
@@ -51,9 +51,9 @@ struct QuantizedRows {
   int64_t rows = 0;
   int block = 0;
   int64_t blocks = 0;
-  const int8_t* codes = nullptr;   // [blocks][rows][block]
-  const float* scale = nullptr;    // [blocks][rows]
-  const int32_t* sums = nullptr;   // [blocks][rows]: sums of the codes
+  const int8_t* codes = nullptr;  // [blocks][rows][block]
+  const float* scale = nullptr;   // [blocks][rows]
+  const int32_t* sums = nullptr;  // [blocks][rows]: sums of the codes
 };
 
 struct FloatRows {

@@ -19,7 +19,8 @@ struct CacheForm {
 
   // Whether every token is coded by itself at once, so that pieces of a prompt and ways back are exact.
   bool plain() const {
-    return (!keys.bits || (keys.together() == 1 && window == 0)) && (!values.bits || (values.together() == 1 && window == 0));
+    return (!keys.bits || (keys.together() == 1 && window == 0)) &&
+           (!values.bits || (values.together() == 1 && window == 0));
   }
 };
 

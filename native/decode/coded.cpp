@@ -54,8 +54,8 @@ Step step_of(const StateCoding& coding, float low, float high) {
 int code_of(const StateCoding& coding, Step step, float value) {
   float scaled = value / step.scale;
   if (coding.with_zero) scaled += step.zero;
-  const float level = std::clamp(std::nearbyint(scaled), static_cast<float>(coding.low()),
-                                 static_cast<float>(coding.high()));
+  const float level =
+      std::clamp(std::nearbyint(scaled), static_cast<float>(coding.low()), static_cast<float>(coding.high()));
   // A NaN has no level; it must not become an index.
   return level == level ? static_cast<int>(level) - coding.low() : 0;
 }
@@ -78,9 +78,9 @@ CodedSide::CodedSide(const StateCoding& coding, int64_t heads, int64_t dim, bool
       keys_(keys),
       codes_(heads * kChunkTokens * padded_ * coding.width() / 8),
       scales_(4 * heads * (coding.across ? kChunkTokens / coding.group * padded_ : kChunkTokens * groups_)),
-      zeros_(coding.with_zero ? 4 * heads * (coding.across ? kChunkTokens / coding.group * padded_
-                                                           : kChunkTokens * groups_)
-                              : 0) {}
+      zeros_(coding.with_zero
+                 ? 4 * heads * (coding.across ? kChunkTokens / coding.group * padded_ : kChunkTokens * groups_)
+                 : 0) {}
 
 CodedStore CodedSide::store() const {
   CodedStore found;
@@ -137,7 +137,8 @@ void CodedSide::token(const float* row) {
       const int64_t at = keys_ ? (block * groups_ + g) * kBlockTokens + place % kBlockTokens
                                : (head * kChunkTokens + place) * groups_ + g;
       scales[at] = step.scale;
-      if (coding_.with_zero) static_cast<float*>(zeros_.at(tokens_))[at] = step.zero - static_cast<float>(coding_.low());
+      if (coding_.with_zero)
+        static_cast<float*>(zeros_.at(tokens_))[at] = step.zero - static_cast<float>(coding_.low());
       for (int64_t d = first; d < last; ++d) put(head, tokens_, d, code_of(coding_, step, row[d]));
     }
   }

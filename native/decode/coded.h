@@ -26,7 +26,7 @@ struct StateCoding {
   int low() const { return is_signed ? -(1 << (bits - 1)) + (narrow ? 1 : 0) : 0; }
   int high() const { return (is_signed ? 1 << (bits - 1) : 1 << bits) - 1; }
   int width() const { return bits <= 2 ? 2 : bits <= 4 ? 4 : 8; }  // bits of a code in memory
-  int64_t together() const { return across ? group : 1; }         // tokens that are coded together
+  int64_t together() const { return across ? group : 1; }          // tokens that are coded together
 };
 
 // Scale and zero point of a range, rounded as they are stored.

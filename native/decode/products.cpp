@@ -5,11 +5,12 @@
 
 #include "core/half.h"
 #include "core/pool.h"
+#include "core/shares.h"
 
 namespace bw {
 namespace {
 
-constexpr int64_t kPartBytes = 64 * 1024;  // of weights in one chunk of work
+constexpr int64_t kPartBytes = 64 * 1024;  // of weights in the smallest chunk of work
 
 int64_t scale_bytes(const Weight& weight) { return weight.scale_type == Float::f32 ? 4 : 2; }
 
@@ -61,19 +62,8 @@ int rows_form(const Matrix& matrix) {
 
 int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
 
-// Units of work of a matrix (tiles, or four rows of floats), and how many of them a chunk takes.
-struct Share {
-  int64_t units, step, chunks;
-};
-
-Share share(const Matrix& matrix, int64_t all_bytes, int threads) {
-  const int64_t unit =
-      matrix.packed() ? matrix.tile_bytes() : 4 * matrix.dense.in * float_bytes(matrix.dense.type);
-  const int64_t units = matrix.packed() ? matrix.tiles() : (matrix.dense.out + 3) / 4;
-  const int64_t bytes = std::min(kPartBytes, all_bytes / (int64_t{8} * threads));
-  const int64_t step = std::clamp<int64_t>(bytes / std::max<int64_t>(unit, 1), 1, units);
-  return {units, step, (units + step - 1) / step};
-}
+// Units of work of a matrix: tiles, or four rows of floats.
+int64_t units_of(const Matrix& matrix) { return matrix.packed() ? matrix.tiles() : (matrix.dense.out + 3) / 4; }
 
 int64_t matrix_bytes(const Matrix& matrix) {
   if (matrix.packed()) return matrix.tiles() * matrix.tile_bytes();
@@ -153,20 +143,40 @@ void Products::run(const std::vector<Matrix>& all, std::span<const int> chosen, 
     for (size_t i = 0; i < chosen.size(); ++i) whole(all[static_cast<size_t>(chosen[i])], x, rows, y[i], threads);
     return;
   }
-  Share shares[kMost];
-  int64_t chunks = 0;
+  int64_t starts[kMost + 1] = {};  // units before each matrix, as if they were one
   for (size_t i = 0; i < chosen.size(); ++i) {
     const Matrix& matrix = all[static_cast<size_t>(chosen[i])];
     prepare(matrix, x, rows, threads);
-    shares[i] = share(matrix, bytes, threads);
-    chunks += shares[i].chunks;
+    starts[i + 1] = starts[i] + units_of(matrix);
   }
-  parallel_for(threads, chunks, [&](int64_t chunk, int) {
-    size_t i = 0;
-    while (chunk >= shares[i].chunks) chunk -= shares[i++].chunks;
-    const int64_t first = chunk * shares[i].step, last = std::min(shares[i].units, first + shares[i].step);
-    part(all[static_cast<size_t>(chosen[i])], x, y[i], first, last);
+  const int64_t units = starts[chosen.size()];
+  const int64_t smallest = std::min(kPartBytes, bytes / (int64_t{8} * threads)) * units / std::max<int64_t>(bytes, 1);
+  const Shares shares(units, smallest, threads);
+  parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      const int64_t first = std::max(shares.first(chunk), starts[i]) - starts[i];
+      const int64_t last = std::min(shares.last(chunk), starts[i + 1]) - starts[i];
+      if (first < last) part(all[static_cast<size_t>(chosen[i])], x, y[i], first, last);
+    }
   });
+}
+
+void Products::run_apart(const std::vector<Matrix>& all, std::span<const int> chosen, const float* x, int64_t rows,
+                         float* const* y, int threads) {
+  // Sums of one row have the same order beside any others, but in bf16, where chains of sums hang on the number of
+  // rows: up to four have the order of one in 4 bits, none in other widths.
+  int64_t most = rows;
+  for (int index : chosen) {
+    const Matrix& matrix = all[static_cast<size_t>(index)];
+    if (matrix.form == Form::bf16) most = std::min<int64_t>(most, matrix.weight.bits == 4 ? 4 : 1);
+  }
+  std::vector<float*> places(y, y + chosen.size());
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t here = std::min(most, rows - first);
+    run(all, chosen, x, here, places.data(), threads);
+    x += here * all[static_cast<size_t>(chosen[0])].in();
+    for (size_t i = 0; i < places.size(); ++i) places[i] += here * all[static_cast<size_t>(chosen[i])].out();
+  }
 }
 
 void Products::row(const Matrix& matrix, int64_t index, float* y) {

@@ -14,12 +14,16 @@ class Products {
   explicit Products(const Kernels& kernels) : kernels_(kernels) {}
 
   // y[i][rows][out_i] = x[rows][in] W_i^T + bias_i.
-  void run(const std::vector<Matrix>& all, std::span<const int> chosen, const float* x, int64_t rows,
-           float* const* y, int threads);
+  void run(const std::vector<Matrix>& all, std::span<const int> chosen, const float* x, int64_t rows, float* const* y,
+           int threads);
+  // The same for rows of different sequences: every row gets the bits that it gets alone.
+  void run_apart(const std::vector<Matrix>& all, std::span<const int> chosen, const float* x, int64_t rows,
+                 float* const* y, int threads);
   // Row `index` of a matrix as floats.
   void row(const Matrix& matrix, int64_t index, float* y);
-  int64_t bytes() const { return codes_.bytes() + scale_.bytes() + sums_.bytes() + values_.bytes() + parts_.bytes() +
-           shorts_.bytes(); }
+  int64_t bytes() const {
+    return codes_.bytes() + scale_.bytes() + sums_.bytes() + values_.bytes() + parts_.bytes() + shorts_.bytes();
+  }
 
  private:
   void prepare(const Matrix& matrix, const float* x, int64_t rows, int threads);

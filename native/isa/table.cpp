@@ -12,7 +12,9 @@
 #include "kernels/nearest.h"
 #include "kernels/probe.h"
 #include "kernels/sweep.h"
+#include "kernels/trellis.h"
 #include "kernels/variants.h"
+#include "kernels/vectors.h"
 
 namespace bw::BW_ISA {
 
@@ -54,12 +56,21 @@ const Kernels& table() {
       .add_terms = add_terms,
       .window_rows = window_rows,
       .rows_to_image = rows_to_image,
+      .trellis_search = trellis_search,
+      .trellis_pack = trellis_pack,
+      .trellis_float = trellis_float,
+      .trellis_int8 = trellis_int8,
       .norm_row = norm_row,
       .add_row = add_row,
       .gate_row = gate_row,
       .cap_row = cap_row,
       .linear_dense = linear_dense,
       .attend = attend,
+      .beam_search = beam_search,
+      .nearest_e8p = nearest_e8p,
+      .lattice_int8 = lattice_int8,
+      .lattice_float = lattice_float,
+      .additive_float = additive_float,
       .read_all = read_all,
       .multiply_bytes = multiply_bytes,
   };

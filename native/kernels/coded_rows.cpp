@@ -106,8 +106,8 @@ void code_rows(const Coding& coding, const void* x, Float type, int64_t rows, in
       for (int64_t k = first; k < stop; k += block) {
         const int64_t place = k / block * rows + r;
         scale[place] = range.scale;
-        sums[place] = row.code(k, stop, block, range, centre, codes + place * block,
-                               values ? values + r * in : nullptr);
+        sums[place] =
+            row.code(k, stop, block, range, centre, codes + place * block, values ? values + r * in : nullptr);
       }
     }
   });

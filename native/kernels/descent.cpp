@@ -74,9 +74,8 @@ void descend(const Descent& descent, int64_t first, int64_t last, const Rounding
   sweep_feed(sweep, {first, count, slopes}, 0, descent.in, first, last, factors, threads);
   gather_factors(sweep, first, last, first, last, factors);
   if (!rounding) return visit_all(descent, Unrounded{}, first, last, slopes, factors, moved, threads);
-  with_rule(*rounding, rows, [&](const auto& rule) {
-    visit_all(descent, rule, first, last, slopes, factors, moved, threads);
-  });
+  with_rule(*rounding, rows,
+            [&](const auto& rule) { visit_all(descent, rule, first, last, slopes, factors, moved, threads); });
 }
 
 }  // namespace bw::BW_ISA

@@ -1,5 +1,5 @@
-// Weighted k-means of sorted values. In one dimension clusters are intervals, and what one of them explains of the second
-// moment follows from two prefix sums. Everything in fp64, without fused operations: all instruction sets agree.
+// Weighted k-means of sorted values. In one dimension clusters are intervals, and what one of them explains of the
+// second moment follows from two prefix sums. Everything in fp64, without fused operations: all instruction sets agree.
 #include "kernels/kmeans.h"
 
 #include <cstring>

@@ -8,7 +8,9 @@
 #include <type_traits>
 
 #include "core/pool.h"
+#include "core/shares.h"
 #include "core/scratch.h"
+#include "kernels/ahead.h"
 #include "kernels/load.h"
 #include "kernels/planes.h"
 #include "kernels/tile.h"
@@ -98,7 +100,7 @@ inline F32x16 scaled(const Weight& weight, const TileScales& scales, int64_t gro
 }
 
 // Up to four rows, 4 bits: nothing is stored in between.
-template <int rows>
+template <int rows, bool far>
 void few_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x, const Output& y, int64_t first,
               int64_t tile) {
   const ShortTable table(levels, weight.bits);
@@ -114,15 +116,15 @@ void few_rows(const Weight& weight, const HalfTable& levels, const HalfRows& x, 
       for (__m512& chain : row) chain = _mm512_setzero_ps();
     for (int v = 0; v < weight.block / 8; ++v, w += kVector) {
       const __m512i packed = _mm512_loadu_si512(w);
+      ahead<far>(w);
       // The low 4 bits of a word count; the table repeats itself behind the fifth.
       const __m512i level[4] = {_mm512_permutexvar_epi16(packed, table.words),
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 8), table.words),
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 4), table.words),
                                 _mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 12), table.words)};
       unroll<4>([&](auto i) {
-        unroll<rows>([&](auto r) {
-          acc[r][i] = dot_pair(acc[r][i], level[i], values + r * weight.block + 8 * v + 2 * i);
-        });
+        unroll<rows>(
+            [&](auto r) { acc[r][i] = dot_pair(acc[r][i], level[i], values + r * weight.block + 8 * v + 2 * i); });
       });
     }
     const F32x16 scale = scales.scale(group);
@@ -217,14 +219,16 @@ void gather_halves(const void* x, Float type, int64_t rows, int64_t in, int bloc
 void linear_bf16(const Weight& weight, const HalfTable& table, const HalfRows& x, const Output& y, int threads) {
   const int64_t tiles = weight.tiles();
   if (weight.bits == 4 && x.rows <= 4) {
-    parallel_for(threads, (tiles + 3) / 4, [&](int64_t chunk, int) {
-      for (int64_t tile = 4 * chunk; tile < 4 * chunk + 4 && tile < tiles; ++tile) {
-        if (x.rows == 4) few_rows<4>(weight, table, x, y, 0, tile);
-        if (x.rows == 2 || x.rows == 3) few_rows<2>(weight, table, x, y, 0, tile);
-        if (x.rows == 1 || x.rows == 3) few_rows<1>(weight, table, x, y, x.rows - 1, tile);
-      }
+    const Shares shares(tiles, 4, threads);
+    return with_ahead([&](auto far) {
+      parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+        for (int64_t tile = shares.first(chunk); tile < shares.last(chunk); ++tile) {
+          if (x.rows == 4) few_rows<4, far>(weight, table, x, y, 0, tile);
+          if (x.rows == 2 || x.rows == 3) few_rows<2, far>(weight, table, x, y, 0, tile);
+          if (x.rows == 1 || x.rows == 3) few_rows<1, far>(weight, table, x, y, x.rows - 1, tile);
+        }
+      });
     });
-    return;
   }
   with_bits(weight.bits, [&](auto bits) {
     parallel_for(threads, tiles, [&](int64_t tile, int) { many_rows<bits>(weight, table, x, y, tile); });

@@ -71,7 +71,7 @@ void run_tile(const Weight& weight, const QuantizedRows& x, const BitRows& bits,
       // Codes start at `lowest`; the sums of the weight's codes bring that in.
       alignas(64) float counts[kRows];
       for (int r = 0; r < kRows; ++r)
-        counts[r] = static_cast<float>(bits.counts[(tile * weight.groups + group) * kRows + r] * bits.lowest);
+        counts[r] = static_cast<float>(int64_t{bits.counts[(tile * weight.groups + group) * kRows + r]} * bits.lowest);
       const F32x16 whole = add(to_f32(some), load(counts));
       const F32x16 value = fma(scales.minus_zero(group), splat(static_cast<float>(sum)), whole);
       result = fma(mul(scales.scale(group), splat(x.scale[row])), value, result);

@@ -90,8 +90,7 @@ void run_tile(const Weight& weight, const FloatRows& x, const Output& y, int64_t
     unpack_block<bits>(weight.codes + tile * weight.tile_bytes() + b * weight.block_bytes(), weight.block, bytes);
     int64_t row = 0;
     if constexpr (!kLean) {
-      for (; row + kPanel <= x.rows; row += kPanel)
-        panel<kPanel>(weight, x, bytes, tile, b, row, sums + row * kRows);
+      for (; row + kPanel <= x.rows; row += kPanel) panel<kPanel>(weight, x, bytes, tile, b, row, sums + row * kRows);
       if (x.rows - row >= 4) panel<4>(weight, x, bytes, tile, b, row, sums + row * kRows), row += 4;
     }
     for (; row < x.rows; ++row) panel<1>(weight, x, bytes, tile, b, row, sums + row * kRows);

@@ -8,6 +8,8 @@
 
 #include "core/pool.h"
 #include "core/scratch.h"
+#include "core/shares.h"
+#include "kernels/ahead.h"
 #include "kernels/linear.h"
 #include "kernels/planes.h"
 #include "kernels/tile.h"
@@ -21,9 +23,9 @@ constexpr int64_t kChunkBytes = 48 * 1024;
 constexpr int kCommonBlock = 128;
 
 // Adds the products of one plane to total[row]. A weight vector is read once for all fields and rows. It is read as one
-// stream from the first byte of a tile to the last of a chunk, without prefetches of our own: the hardware's keep up with
-// that, and a second stream or a prefetch beside it was measured to cost a third of a thread's bandwidth.
-template <int width, int offset, int rows, int known>
+// stream from the first byte of a tile to the last of a chunk; a second stream beside it was measured to cost a third
+// of a thread's bandwidth on Zen 4.
+template <int width, int offset, int rows, int known, bool far>
 inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x16 (&total)[rows]) {
   const int block = known ? known : block_;
   constexpr int fields = 8 / width, mask = (1 << width) - 1;
@@ -39,6 +41,7 @@ inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x1
   const auto step = [&](int v, auto set_) {
     constexpr int set = set_;
     const U8x64 packed = held(load_bytes(w + v * kVector));
+    ahead<far>(w + v * kVector);
     unroll<fields>([&](auto f_) {
       constexpr int f = f_, chain = in_place ? f : 0;
       constexpr int most = in_place ? mask << (f * width) : mask;
@@ -67,7 +70,7 @@ inline const uint8_t* plane(const uint8_t* w, const int8_t* x, int block_, I32x1
 }
 
 // The products of one tile with `rows` rows; `known` is the size of a block where it is the common one, else 0.
-template <int bits, int rows, int known>
+template <int bits, int rows, int known, bool far>
 void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t first_row, int64_t tile) {
   const TileScales scales(weight, tile);
   const uint8_t* w = weight.codes + tile * weight.tile_bytes();
@@ -79,7 +82,7 @@ void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, 
     I32x16 total[rows];
     unroll<rows>([&](auto r) { total[r] = zero_i32(); });
     each_plane<bits>([&](auto width, auto offset) {
-      w = plane<width, offset, rows, known>(w, x.codes + place * weight.block, weight.block, total);
+      w = plane<width, offset, rows, known, far>(w, x.codes + place * weight.block, weight.block, total);
     });
     const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
     unroll<rows>([&](auto r) {
@@ -91,24 +94,25 @@ void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, 
   unroll<rows>([&](auto r) { write(y, weight.out, first_row + r, tile, sums[r]); });
 }
 
-template <int bits, int known>
+template <int bits, int known, bool far>
 void decode_rows(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   int64_t row = 0;
   if constexpr (!kLean)
-    for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4, known>(weight, x, y, row, tile);
+    for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4, known, far>(weight, x, y, row, tile);
   // The tile that one row has read is in the first caches for the next.
-  for (; row < x.rows; ++row) decode_tile<bits, 1, known>(weight, x, y, row, tile);
+  for (; row < x.rows; ++row) decode_tile<bits, 1, known, far>(weight, x, y, row, tile);
 }
 
-template <int bits>
+template <int bits, bool far>
 void decode_chunk(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile, int64_t stop) {
   constexpr int common = kLean ? 0 : kCommonBlock;
   for (; tile < stop; ++tile)
-    weight.block == common ? decode_rows<bits, common>(weight, x, y, tile) : decode_rows<bits, 0>(weight, x, y, tile);
+    weight.block == common ? decode_rows<bits, common, far>(weight, x, y, tile)
+                           : decode_rows<bits, 0, far>(weight, x, y, tile);
 }
 
-constexpr int kTiles = 2;    // tiles that a prompt's kernel holds in registers
-constexpr int kPanel = 8;    // rows that it holds
+constexpr int kTiles = 2;      // tiles that a prompt's kernel holds in registers
+constexpr int kPanel = 8;      // rows that it holds
 constexpr int kDeepest = 256;  // largest block
 
 struct Panel {
@@ -182,8 +186,7 @@ void prompt_tiles(const Weight& weight, const QuantizedRows& x, const Output& y,
       tiles == 2 ? panel_rows<2>(weight, x, panel, b, first, count) : panel_rows<1>(weight, x, panel, b, first, count);
     }
     for (int64_t r = 0; r < count; ++r)
-      for (int t = 0; t < tiles; ++t)
-        write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));
+      for (int t = 0; t < tiles; ++t) write(y, weight.out, first + r, tile + t, load(sums + (r * tiles + t) * kRows));
   }
 }
 
@@ -191,11 +194,11 @@ template <int bits>
 void run(const Weight& weight, const QuantizedRows& x, const Output& y, int threads) {
   const int64_t tiles = weight.tiles();
   if (x.rows < kPanel) {
-    const int64_t even = std::max<int64_t>(1, tiles / (int64_t{4} * threads));
-    const int64_t step = std::clamp<int64_t>(kChunkBytes / weight.tile_bytes(), 1, even);
-    parallel_for(threads, (tiles + step - 1) / step, [&](int64_t chunk, int) {
-      const int64_t stop = std::min(tiles, (chunk + 1) * step);
-      decode_chunk<bits>(weight, x, y, chunk * step, stop);
+    const Shares shares(tiles, std::min(kChunkBytes / weight.tile_bytes(), tiles / (int64_t{4} * threads)), threads);
+    with_ahead([&](auto far) {
+      parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+        decode_chunk<bits, far>(weight, x, y, shares.first(chunk), shares.last(chunk));
+      });
     });
     return;
   }

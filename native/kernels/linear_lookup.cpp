@@ -3,7 +3,9 @@
 #include <cstring>
 
 #include "core/pool.h"
+#include "core/shares.h"
 #include "core/table.h"
+#include "kernels/ahead.h"
 #include "kernels/panel.h"
 #include "kernels/variants.h"
 
@@ -77,7 +79,7 @@ void many_rows(const Weight& weight, const ByteTables& tables, const QuantizedRo
 }
 
 // One row, 4 bits: codes go from the packed vector through the tables into the dot product.
-template <bool two, bool by_row>
+template <bool two, bool by_row, bool far>
 void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows& x, const Output& y, int64_t tile) {
   const TileScales scales(weight, tile);
   const U8x64 mask = splat_byte(15);
@@ -92,6 +94,8 @@ void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows
     for (I32x16& one : high) one = zero_i32();
     for (int q = 0; q < weight.block / 4; q += 4, w += 2 * kVector) {
       const U8x64 first = load_bytes(w), second = load_bytes(w + kVector);
+      ahead<far>(w);
+      ahead<far>(w + kVector);
       const U8x64 fields[4] = {bits_and(first, mask), shift_right<4>(first, mask), bits_and(second, mask),
                                shift_right<4>(second, mask)};
       unroll<4>([&](auto i) {
@@ -103,7 +107,8 @@ void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows
           if constexpr (two) high[i] = dot_vectors(high[i], lookup_bytes(registers.high[t], fields[i]), run);
         } else {
           low[i] = dot<127>(low[i], lows, codes + 4 * (q + i));
-          if constexpr (two) high[i] = dot<127>(high[i], lookup_bytes(registers.high[t], fields[i]), codes + 4 * (q + i));
+          if constexpr (two)
+            high[i] = dot<127>(high[i], lookup_bytes(registers.high[t], fields[i]), codes + 4 * (q + i));
         }
       });
     }
@@ -118,20 +123,21 @@ void one_row(const Weight& weight, const ByteTables& tables, const QuantizedRows
 
 template <bool two, bool by_row>
 void run(const Weight& weight, const ByteTables& tables, const QuantizedRows& x, const Output& y, int threads) {
-  const bool direct = weight.bits == 4 && x.rows == 1;
-  const int64_t step = direct ? 4 : 1, tiles = weight.tiles();
-  parallel_for(threads, (tiles + step - 1) / step, [&](int64_t chunk, int) {
-    const int64_t stop = (chunk + 1) * step < tiles ? (chunk + 1) * step : tiles;
-    for (int64_t tile = chunk * step; tile < stop; ++tile) {
-      if (direct) {
-        one_row<two, by_row>(weight, tables, x, y, tile);
-        continue;
-      }
-      switch (weight.bits) {
-        case 2: many_rows<2, two, by_row>(weight, tables, x, y, tile); break;
-        case 3: many_rows<3, two, by_row>(weight, tables, x, y, tile); break;
-        default: many_rows<4, two, by_row>(weight, tables, x, y, tile);
-      }
+  const int64_t tiles = weight.tiles();
+  if (weight.bits == 4 && x.rows == 1) {
+    const Shares shares(tiles, 4, threads);
+    return with_ahead([&](auto far) {
+      parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+        for (int64_t tile = shares.first(chunk); tile < shares.last(chunk); ++tile)
+          one_row<two, by_row, far>(weight, tables, x, y, tile);
+      });
+    });
+  }
+  parallel_for(threads, tiles, [&](int64_t tile, int) {
+    switch (weight.bits) {
+      case 2: return many_rows<2, two, by_row>(weight, tables, x, y, tile);
+      case 3: return many_rows<3, two, by_row>(weight, tables, x, y, tile);
+      default: many_rows<4, two, by_row>(weight, tables, x, y, tile);
     }
   });
 }

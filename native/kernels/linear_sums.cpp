@@ -13,9 +13,9 @@
 namespace bw::BW_ISA {
 namespace {
 
-constexpr int kTall = 64;      // rows of a tile here
-constexpr int kTable = 32;     // bytes of a table: 16 low, 16 high
-constexpr int kOffset = 512;   // above the largest size of a sum, 4 * 127 + 4
+constexpr int kTall = 64;     // rows of a tile here
+constexpr int kTable = 32;    // bytes of a table: 16 low, 16 high
+constexpr int kOffset = 512;  // above the largest size of a sum, 4 * 127 + 4
 
 // Tables of a block: entry e of a group of 4 is the sum of the activations whose bit is set in e; of a group of 2 with
 // ternary digits, d0 x0 + d1 x1 for e = 3 d0 + d1.

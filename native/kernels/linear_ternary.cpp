@@ -1,63 +1,50 @@
 // Ternary weights, five in a byte, times 8-bit activations.
 //
-// With q_0 the stored byte and q_{i+1} = 3 q_i mod 256 the digit i is d_i = (3 q_i - q_{i+1}) / 256. So the sum of
-// d_i x_i is the sum over i = 0 .. 5 of q_i (3 x_i - x_{i-1}) / 256 with x_{-1} = x_5 = 0: nothing is decoded, each step
-// is a dot product and two additions of bytes. The factors have 10 bits; they are split into 8 h + l, both in a byte.
+// With q_0 the stored byte and q_{i+1} = 3 q_i mod 256 the digit i is d_i = (3 q_i - q_{i+1}) / 256. So the sum of d_i
+// x_i is (3 A - B) / 256 with A the sum of q_i x_i and B that of q_{i+1} x_i: nothing is decoded, a digit costs two dot
+// products and two additions of bytes.
 #include <cstring>
 
 #include "core/pool.h"
+#include "core/shares.h"
 #include "core/table.h"
+#include "kernels/ahead.h"
 #include "kernels/panel.h"
 #include "kernels/variants.h"
 
 namespace bw::BW_ISA {
 namespace {
 
-constexpr int kSteps = 6;
 constexpr int kDigits = 5;
 constexpr int kDeepest = TernaryWeight::kBlock / TernaryWeight::kInputs;  // vectors of a block
-constexpr int64_t kAhead = 4096;
+constexpr int kSide = kLean ? 1 : kFieldsInPlace ? 4 : 2;                 // vectors side by side in registers
 
-// Factors of the steps: [vectors][6][h 4 bytes, l 4 bytes].
-void prepare_factors(const int8_t* codes, int64_t vectors, int8_t* factors) {
-  for (int64_t v = 0; v < vectors; ++v) {
-    const int8_t* x = codes + v * TernaryWeight::kInputs;
-    for (int i = 0; i < kSteps; ++i) {
-      for (int j = 0; j < 4; ++j) {
-        const int here = i < kDigits ? x[4 * i + j] : 0, before = i > 0 ? x[4 * (i - 1) + j] : 0;
-        const int factor = 3 * here - before;
-        factors[(v * kSteps + i) * 8 + j] = static_cast<int8_t>(factor >> 3);
-        factors[(v * kSteps + i) * 8 + 4 + j] = static_cast<int8_t>(factor & 7);
-      }
-    }
-  }
-}
-
-// Products of `vectors` vectors, up to a block of them, four side by side.
-inline I32x16 products(const uint8_t* w, const int8_t* factors, int vectors) {
-  I32x16 high[4], low[4];
-  unroll<4>([&](auto s) { high[s] = zero_i32(), low[s] = zero_i32(); });
+// Sum of digit * x over `vectors` vectors, up to a block of them.
+template <bool far>
+inline I32x16 products(const uint8_t* w, const int8_t* x, int vectors) {
+  I32x16 here[kSide], next[kSide];
+  unroll<kSide>([&](auto s) { here[s] = zero_i32(), next[s] = zero_i32(); });
   const auto several = [&](int v, auto count) {
     U8x64 q[count];
     unroll<count>([&](auto s) {
       q[s] = load_bytes(w + (v + s) * kVector);
-      prefetch(w + (v + s) * kVector + kAhead);
+      ahead<far>(w + (v + s) * kVector);
     });
-    unroll<kSteps>([&](auto i) {
+    unroll<kDigits>([&](auto i) {
       unroll<count>([&](auto s) {
-        const int8_t* factor = factors + ((v + s) * kSteps + i) * 8;
-        high[s] = dot<255>(high[s], q[s], factor);
-        low[s] = dot<255>(low[s], q[s], factor + 4);
-        if constexpr (i + 1 < kSteps) q[s] = add_bytes(q[s], add_bytes(q[s], q[s]));
+        const int8_t* four = x + (v + s) * TernaryWeight::kInputs + 4 * i;
+        here[s] = dot<255>(here[s], q[s], four);
+        q[s] = add_bytes(q[s], add_bytes(q[s], q[s]));
+        next[s] = dot<255>(next[s], q[s], four);
       });
     });
   };
   int v = 0;
-  for (; v + 4 <= vectors; v += 4) several(v, std::integral_constant<int, 4>{});
+  for (; v + kSide <= vectors; v += kSide) several(v, std::integral_constant<int, kSide>{});
   for (; v < vectors; ++v) several(v, std::integral_constant<int, 1>{});
-  const I32x16 upper = add(add(high[0], high[1]), add(high[2], high[3]));
-  const I32x16 lower = add(add(low[0], low[1]), add(low[2], low[3]));
-  return shift_right<8>(add(shift_left<3>(upper), lower));
+  unroll<kSide - 1>([&](auto s) { here[0] = add(here[0], here[s + 1]), next[0] = add(next[0], next[s + 1]); });
+  const I32x16 thrice = add(here[0], add(here[0], here[0]));
+  return shift_right<8>(sub(thrice, next[0]));
 }
 
 // Digits of a vector as bytes [5][64].
@@ -92,15 +79,14 @@ int vectors_of_block(const TernaryWeight& weight, int64_t b) {
   return static_cast<int>(left < kDeepest ? left : kDeepest);
 }
 
-void one_row(const TernaryWeight& weight, const QuantizedRows& x, const int8_t* factors, const Output& y,
-             int64_t tile) {
+template <bool far>
+void one_row(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   const Weight plain = as_weight(weight);
   const TileScales scales(plain, tile);
   const uint8_t* w = weight.codes + tile * weight.vectors() * kVector;
   F32x16 sum = zero_f32();
   for (int64_t b = 0; b < weight.blocks(); ++b) {
-    const int64_t v = b * kDeepest;
-    const I32x16 total = products(w + v * kVector, factors + v * kSteps * 8, vectors_of_block(weight, b));
+    const I32x16 total = products<far>(w + b * kDeepest * kVector, x.codes + b * x.block, vectors_of_block(weight, b));
     sum = fma(splat(x.scale[b]), centred(scales, total, x.sums[b]), sum);
   }
   write(y, weight.out, 0, tile, mul(sum, scales.scale(0)));
@@ -133,15 +119,16 @@ void many_rows(const TernaryWeight& weight, const QuantizedRows& x, const Output
 
 void linear_ternary(const TernaryWeight& weight, const QuantizedRows& x, const Output& y, int threads) {
   const int64_t tiles = weight.tiles();
+  if (x.rows == 0) return;
   if (x.rows > 1) {
     parallel_for(threads, tiles, [&](int64_t tile, int) { many_rows(weight, x, y, tile); });
     return;
   }
-  thread_local Scratch<int8_t> scratch;
-  int8_t* factors = scratch.get(static_cast<size_t>(weight.vectors()) * kSteps * 8);
-  prepare_factors(x.codes, weight.vectors(), factors);
-  parallel_for(threads, (tiles + 3) / 4, [&](int64_t chunk, int) {
-    for (int64_t tile = 4 * chunk; tile < 4 * chunk + 4 && tile < tiles; ++tile) one_row(weight, x, factors, y, tile);
+  const Shares shares(tiles, 4, threads);
+  with_ahead([&](auto far) {
+    parallel_for(threads, shares.chunks(), [&](int64_t chunk, int) {
+      for (int64_t tile = shares.first(chunk); tile < shares.last(chunk); ++tile) one_row<far>(weight, x, y, tile);
+    });
   });
 }
 

@@ -45,8 +45,7 @@ int32_t multiply_bytes(int64_t turns, int threads) {
     I32x16 sums[kChains];
     for (auto& sum_of : sums) sum_of = zero_i32();
     U8x64 w = splat_byte(static_cast<uint8_t>(turn));
-    for (int64_t i = 0; i < kTurns; ++i)
-      unroll<kChains>([&](auto c) { sums[c] = dot<255>(sums[c], w, x + 4 * c); });
+    for (int64_t i = 0; i < kTurns; ++i) unroll<kChains>([&](auto c) { sums[c] = dot<255>(sums[c], w, x + 4 * c); });
     I32x16 all = zero_i32();
     for (auto& sum_of : sums) all = add(all, sum_of);
     if (sum(all) == 1) __atomic_fetch_add(&seen, 1, __ATOMIC_RELAXED);

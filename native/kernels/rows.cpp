@@ -65,7 +65,8 @@ void quantize_rows(const void* x, Float type, int64_t rows, int64_t in, int bloc
           store_low_bytes(target + k, code);
         }
         scale[place] = step;
-        sums[place] = sum(total);
+        // The codes of NaN and Inf mean nothing, and their sum must not overflow what it is multiplied by.
+        sums[place] = std::isfinite(step) ? sum(total) : 0;
       }
     }
   });

@@ -36,9 +36,8 @@ inline void feed_panel(float* x, const float* factors, const float* history, int
     for (int column = 0; column < kSweepPanel; column += kFeedColumns) {
       F32x16 sums[kFeedColumns][kFeedVectors];
       float* place = x + column * kSweepRows + row;
-      unroll<kFeedColumns>([&](auto c) {
-        unroll<kFeedVectors>([&](auto v) { sums[c][v] = load(place + c * kSweepRows + 16 * v); });
-      });
+      unroll<kFeedColumns>(
+          [&](auto c) { unroll<kFeedVectors>([&](auto v) { sums[c][v] = load(place + c * kSweepRows + 16 * v); }); });
       const float* factor = factors + column;
       const float* past = history + row;
       for (int64_t j = 0; j < count; ++j, factor += kSweepPanel, past += kSweepRows) {
@@ -49,15 +48,14 @@ inline void feed_panel(float* x, const float* factors, const float* history, int
           unroll<kFeedVectors>([&](auto v) { sums[c][v] = fused(weight, here[v], sums[c][v]); });
         });
       }
-      unroll<kFeedColumns>([&](auto c) {
-        unroll<kFeedVectors>([&](auto v) { store(place + c * kSweepRows + 16 * v, sums[c][v]); });
-      });
+      unroll<kFeedColumns>(
+          [&](auto c) { unroll<kFeedVectors>([&](auto v) { store(place + c * kSweepRows + 16 * v, sums[c][v]); }); });
     }
   }
 }
 
-// Feedback of the columns from .. to on the columns first .. last as panels [to - from][feeds][8], one behind the other;
-// zeros where a panel has less columns. Row after row: rows of a large matrix lie on pages of their own.
+// Feedback of the columns from .. to on the columns first .. last as panels [to - from][feeds][8], one behind the
+// other; zeros where a panel has less columns. Row after row: rows of a large matrix lie on pages of their own.
 inline void gather_factors(const Sweep& sweep, int64_t from, int64_t to, int64_t first, int64_t last, float* factors) {
   const int64_t feeds = sweep.feeds(), panel = (to - from) * feeds * kSweepPanel;
   for (int64_t j = from; j < to; ++j) {

@@ -32,8 +32,7 @@ void round_panel(const Sweep& sweep, const Rule& rule, int64_t tile, int64_t k, 
   for (int64_t i = 0; i < width; ++i) {
     for (int64_t v = 0; v < kSweepRows; v += 16) {
       const F32x16 current = load(x + i * kSweepRows + v);
-      const F32x16 value = rule.value(current, k + i, tile * kSweepRows + v,
-                                      codes + i * kSweepRows + v);
+      const F32x16 value = rule.value(current, k + i, tile * kSweepRows + v, codes + i * kSweepRows + v);
       const F32x16 error = sub(load(target + i * kSweepRows + v), value);
       float* past = history + i * feeds * kSweepRows + v;
       store(past, error);
@@ -88,9 +87,8 @@ void round_columns(const Sweep& sweep, const Columns& x, int64_t first, int64_t 
 
 void sweep_round(const Sweep& sweep, const Columns& x, int64_t first, int64_t last, const Rounding& rounding,
                  uint8_t* codes, float* factors, int threads) {
-  with_rule(rounding, sweep.tiles() * kSweepRows, [&](const auto& rule) {
-    round_columns<true>(sweep, x, first, last, rule, codes, factors, threads);
-  });
+  with_rule(rounding, sweep.tiles() * kSweepRows,
+            [&](const auto& rule) { round_columns<true>(sweep, x, first, last, rule, codes, factors, threads); });
 }
 
 void sweep_look(const Sweep& sweep, const Columns& x, int64_t first, int64_t last, float* current, int64_t stride,

@@ -39,9 +39,9 @@ void side_by_side(const float* x, int64_t first, int64_t rows, int64_t in, float
 
 struct Job {
   const Terms& terms;
-  const float* x;      // [rows][in]
-  const float* narrow; // [rows][rank]: x right^T
-  const float* panels; // [panels][in][16], or null
+  const float* x;       // [rows][in]
+  const float* narrow;  // [rows][rank]: x right^T
+  const float* panels;  // [panels][in][16], or null
   int64_t rows, in, out;
 };
 

@@ -35,8 +35,7 @@ void window_rows(const Windows& windows, int64_t image, int64_t first, int64_t c
     const float* x = static_cast<const float*>(windows.x);
     return gather(windows, image, first, count, rows, [x](int64_t index) { return x[index]; });
   }
-  gather(windows, image, first, count, rows,
-         [&](int64_t index) { return load_float(windows.x, windows.type, index); });
+  gather(windows, image, first, count, rows, [&](int64_t index) { return load_float(windows.x, windows.type, index); });
 }
 
 void rows_to_image(const float* rows, int64_t count, int64_t out, int64_t positions, int64_t place, Float type,

@@ -200,5 +200,7 @@ inline F32x16 lookup16(F32x16 table, I32x16 index) {
   return {half(index.a), half(index.b)};
 }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second cache.
+inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace bw::BW_ISA

@@ -114,7 +114,9 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 // To the nearest integer, ties to even.
-inline F32x16 round_even(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32x16 round_even(F32x16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 // One more in every lane where a > b.
 inline I32x16 count_greater(I32x16 count, F32x16 a, F32x16 b) {
   const __mmask16 greater = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
@@ -143,5 +145,7 @@ inline void store_low_bytes(int8_t* p, I32x16 a) {
 inline F32x16 lookup16(F32x16 table, I32x16 index) { return {_mm512_permutexvar_ps(index.v, table.v)}; }
 inline F32x16 gather(const float* table, I32x16 index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second cache.
+inline void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace bw::BW_ISA

@@ -159,8 +159,10 @@ inline I32x16 count_bits(U8x64 a) {
 inline void store_words(uint32_t* p, I32x16 a) {
   for (int byte = 0; byte < 4; ++byte) {
     int8_t low[16];
-    store_low_bytes(low, byte == 0 ? a : byte == 1 ? shift_right<8>(a) : byte == 2 ? shift_right<16>(a)
-                                                                                   : shift_right<24>(a));
+    store_low_bytes(low, byte == 0   ? a
+                         : byte == 1 ? shift_right<8>(a)
+                         : byte == 2 ? shift_right<16>(a)
+                                     : shift_right<24>(a));
     for (int i = 0; i < 16; ++i)
       p[i] = (byte ? p[i] : 0) | static_cast<uint32_t>(static_cast<uint8_t>(low[i])) << (8 * byte);
   }

@@ -272,6 +272,7 @@ inline F32x16 gather(const float* table, I32x16 index) {
   return load(values);
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_second(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #undef BW_EACH
 

@@ -221,6 +221,7 @@ inline F32x16 gather(const float* table, I32x16 index) {
   return r;
 }
 inline void prefetch(const void*) {}
+inline void prefetch_second(const void*) {}
 
 #undef BW_EACH
 #undef BW_EACH_BYTE

@@ -1,7 +1,7 @@
 // The few vector operations that the kernels are written in, for the instruction set that this file is compiled for.
 //
-// Every file under kernels/ is compiled once for each instruction set, with BW_ISA defined as its name. All vectors have
-// 16 lanes (64 bytes): one row of a weight tile per 32-bit lane.
+// Every file under kernels/ is compiled once for each instruction set, with BW_ISA defined as its name. All vectors
+// have 16 lanes (64 bytes): one row of a weight tile per 32-bit lane.
 //   U8x64   64 bytes; lane r holds 4 neighbouring inputs of row r
 //   I32x16  16 integers
 //   F32x16  16 floats

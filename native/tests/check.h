@@ -21,6 +21,9 @@ namespace bw::test {
 inline void check(bool condition, const std::string& sentence) {
   if (!condition) fail(sentence);
 }
+inline void check(bool condition, const char* sentence) {
+  if (!condition) fail(sentence);
+}
 
 class Random {
  public:
@@ -55,8 +58,29 @@ class Exact {
   int64_t count_;
 };
 
+template <class T>
+Exact<T> copy_of(const Exact<T>& from) {
+  Exact<T> made(from.size());
+  for (int64_t i = 0; i < made.size(); ++i) made[i] = from[i];
+  return made;
+}
+
 void test_linear(const Kernels& kernels, Random& random, int turns);
 void test_bits(const Kernels& kernels, Random& random, int turns);
+void test_coded(const Kernels& kernels, Random& random, int turns);
+void test_ways(const Kernels& kernels, Random& random, int turns);
+void test_counts(const Kernels& kernels, Random& random, int turns);
+void test_terms(const Kernels& kernels, Random& random, int turns);
+void test_hadamard(const Kernels& kernels, Random& random, int turns);
+void test_sweep(const Kernels& kernels, Random& random, int turns);
+void test_descent(const Kernels& kernels, Random& random, int turns);
+void test_kmeans(const Kernels& kernels, Random& random, int turns);
+void test_rows(const Kernels& kernels, Random& random, int turns);
+void test_attention(const Kernels& kernels, Random& random, int turns);
+void test_decode(const Kernels& kernels, Random& random, int turns);
+void test_vectors(const Kernels& kernels, Random& random, int turns);
+void test_probe(const Kernels& kernels, Random& random, int turns);
+void test_trellis(const Kernels& kernels, Random& random, int turns);
 void test_nearest(const Kernels& kernels, Random& random, int turns);
 void test_symmetric(const Kernels& kernels, Random& random, int turns);
 void test_pool(Random& random, int turns);

@@ -33,8 +33,31 @@ def foreign(lines: list[str], name: str) -> list[str]:
     return found
 
 
+def optimized(folder: Path) -> bool:
+    """Whether the build is one that ships; without optimization, as in the sanitizers' builds, nothing is inlined."""
+    caches = [parent / "CMakeCache.txt" for parent in folder.parents if (parent / "CMakeCache.txt").is_file()]
+    return not caches or re.search(r"^BITWRIGHT_SANITIZE:STRING=.", caches[0].read_text(), re.MULTILINE) is None
+
+
 def object_folders() -> list[Path]:
-    return sorted(path for path in BUILDS.rglob("kernels_*.dir") if FOLDER.search(path.name) and any(path.rglob("*.o")))
+    found = (path for path in BUILDS.rglob("kernels_*.dir") if FOLDER.search(path.name) and any(path.rglob("*.o")))
+    return sorted(path for path in found if optimized(path))
+
+
+def test_every_kernel_is_looked_at() -> None:
+    """The sources are found by their folder, so a new file is compiled for, and looked at in, every instruction set."""
+    sources = list((BUILDS.parent / "native" / "kernels").glob("*.cpp"))
+    newest = max(path.stat().st_mtime for path in sources)
+    objects = {folder: list(folder.rglob("kernels/*.o")) for folder in object_folders()}
+    current = {folder: found for folder, found in objects.items() if max(map(_written, found), default=0) > newest}
+    if not current:
+        pytest.skip("no build here is newer than the sources; `make native` makes one")
+    for folder, found in current.items():
+        assert {path.name.removesuffix(".o") for path in found} >= {path.name for path in sources}, folder
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def test_objects_bring_symbols_of_their_own_namespace_only() -> None:

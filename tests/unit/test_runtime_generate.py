@@ -60,7 +60,7 @@ def test_pieces_are_whole_characters_and_the_end_token_ends() -> None:
 
 def test_wrong_requests_are_refused_before_the_first_piece() -> None:
     for prompt, options, message in (
-        ("", {}, "no tokens"), ("h" * 64, {}, "fills the context"), ("hi", {"max_new_tokens": 0}, "at least 1"),
+        ("", {}, "no tokens"), ("h" * 64, {}, "context 64"), ("hi", {"max_new_tokens": 0}, "at least 1"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             generate(Script(b"w"), Letters(), prompt, **options)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,50 @@ def test_the_official_client_talks_to_the_process_and_sigterm_ends_it(server: Pr
     assert out == ""
     assert "Traceback" not in err
     assert "def main" not in err
+
+
+def _metrics(start: dict[str, Any], key: str) -> dict[str, int]:
+    request = urllib.request.Request(f"{start['url']}/metrics", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        lines = [line.split(" ") for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    return {name.removeprefix("bitwright_"): int(value) for name, value in lines}
+
+
+@pytest.mark.fresh_process
+def test_clients_at_the_same_time_get_what_they_get_alone() -> None:
+    """A bounded load: 6 official clients, 3 streamed answers each, in one step per token on the compiled decoder."""
+    openai = pytest.importorskip("openai", reason="the official client is not installed: pip install openai")
+    process = Process("--api-key", KEY, "--parallel", "6", "--prompt-cache", "0MB")
+    prompts = ["def main(", "import", "class A:", "return x", "for i in", "while"]
+    length = 40
+
+    def ask(number: int, rounds: int) -> list[str]:
+        with openai.OpenAI(base_url=process.start["base_url"], api_key=KEY, max_retries=0, timeout=60) as client:
+            texts = []
+            for turn in range(rounds):
+                stream = client.completions.create(
+                    model=process.start["model"], prompt=prompts[number], max_tokens=length, temperature=0.7, seed=turn,
+                    logit_bias={"0": -100}, stream=True,
+                )  # fmt: skip
+                texts.append("".join(event.choices[0].text for event in stream if event.choices))
+            return texts
+
+    try:
+        alone = [ask(number, 1)[0] for number in range(len(prompts))]
+        before = _metrics(process.start, KEY)
+        assert before["steps_total"] == before["step_rows_total"] == len(prompts) * (length - 1)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            found = list(pool.map(lambda number: ask(number, 3), range(len(prompts))))
+        assert [texts[0] for texts in found] == alone
+        after = _metrics(process.start, KEY)
+        steps = after["steps_total"] - before["steps_total"]
+        rows = after["step_rows_total"] - before["step_rows_total"]
+        assert rows == 3 * len(prompts) * (length - 1)
+        assert steps < rows / 1.5  # most steps were taken by several together
+        assert after["answer_errors_total"] == 0
+    finally:
+        code, _, err = process.end(signal.SIGTERM)
+    assert code == 0, err
 
 
 def test_addresses_are_bound_before_the_model_is_read() -> None:

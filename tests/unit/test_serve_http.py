@@ -182,7 +182,7 @@ def test_chats_that_a_template_refuses(toy: TestClient) -> None:
 
 
 def test_paths_models_and_health(toy: TestClient) -> None:
-    assert toy.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert toy.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0, "together": 0}
     assert [card["id"] for card in toy.get("/v1/models").json()["data"]] == ["toy"]
     assert toy.get("/v1/models/toy").json()["context_length"] == 64
     for refused in (toy.get("/v1/models/gpt"), _complete(toy, model="gpt", prompt="a")):
@@ -233,6 +233,46 @@ def test_keys_and_names_are_checked() -> None:
         found = toy.get("/health", headers={"origin": "https://a.example"}).headers
         assert found["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-origin" not in toy.get("/health", headers={"origin": "https://b.example"}).headers
+
+
+OTHER = "another-good-long-key"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_clients_with_different_keys_share_the_prompt_cache_only_if_that_is_asked_for(shared: bool) -> None:
+    def known(toy: TestClient, key: str, prompt: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        found = toy.post("/v1/completions", json={"prompt": prompt, "max_tokens": 2}, headers=headers).json()
+        details: dict[str, int] = found["usage"]["prompt_tokens_details"]
+        return details["cached_tokens"]
+
+    with client(door=Door(keys=(KEY, OTHER), shared_cache=shared)) as (toy, running):
+        assert known(toy, KEY, "abcdefghij") == 0
+        until(lambda: running.load == (0, 0))
+        assert known(toy, OTHER, "abcdefghij") == (9 if shared else 0)
+        until(lambda: running.load == (0, 0))
+        assert known(toy, KEY, "abcdefghijk") == 10
+        until(lambda: running.load == (0, 0))
+        assert known(toy, OTHER, "abcdefghijk") == 10
+
+
+def test_metrics_count_what_is_done_and_need_a_key() -> None:
+    with client(door=Door(keys=(KEY,))) as (toy, running):
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert toy.get("/metrics").status_code == 401
+        toy.post("/v1/completions", json={"prompt": "abc", "max_tokens": 4}, headers=headers)
+        until(lambda: running.load == (0, 0))
+        found = toy.get("/metrics", headers=headers)
+        assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = dict(line.split(" ") for line in found.text.splitlines() if not line.startswith("#"))
+        assert lines == {
+            "bitwright_answers_running": "0", "bitwright_answers_waiting": "0", "bitwright_step_rows": "1",
+            "bitwright_steps_total": "3", "bitwright_step_rows_total": "3", "bitwright_prompt_tokens_total": "3",
+            "bitwright_prompt_tokens_cached_total": "0", "bitwright_generated_tokens_total": "4",
+            "bitwright_answers_total": "1", "bitwright_answer_errors_total": "0",
+        }  # fmt: skip
+        names = [line.split(" ")[2] for line in found.text.splitlines() if line.startswith("# TYPE")]
+        assert names == list(lines)
 
 
 def test_a_full_queue_and_the_end_are_503(caplog: pytest.LogCaptureFixture) -> None:

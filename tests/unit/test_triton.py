@@ -23,7 +23,7 @@ from bitwright.runtime.kernels.triton import available
 
 ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("triton_cases")
-AREAS = ("linear", "scaled", "hadamard", "attention", "library")
+AREAS = ("linear", "scaled", "hadamard", "attention", "direct", "library")
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 

@@ -87,10 +87,10 @@ def _groups(layout: Layout) -> Groups | None:
 
 @functools.lru_cache(maxsize=64)
 def _rule(grid: AnyGrid) -> ToIntegers | ToLevels | None:
-    """How kernels round to a grid; ``None`` for learned tables and for more levels than are worth comparing with."""
+    """How kernels round to a grid; ``None`` for learned tables, vectors, and more levels than are worth trying."""
     if isinstance(grid, IntGrid):
         return ToIntegers(grid.min_level, grid.max_level)
-    if isinstance(grid, CodebookGrid) or grid.bits > MOST_LEVELS.bit_length():
+    if isinstance(grid, CodebookGrid) or grid.span > 1 or grid.bits > MOST_LEVELS.bit_length():
         return None
     form = ascending(grid)
     if len(form.levels) > MOST_LEVELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -10,22 +11,25 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats import scales
-from bitwright.formats.granularity import FlatBlock, Granularity, Token
+from bitwright.formats.granularity import Block, Channel, FlatBlock, Granularity, Group, Token
 from bitwright.formats.grids import IntGrid
+from bitwright.formats.lattice import LatticeGrid
 from bitwright.formats.minifloat import MiniFloat
 from bitwright.formats.packing import packed_columns
 from bitwright.formats.scales import SMALLEST_SCALE, Scale, ScaleFormat, ZeroFormat
 from bitwright.formats.tables import CodebookGrid, TableGrid
+from bitwright.formats.trellis import TrellisGrid
+from bitwright.formats.vectors import AdditiveGrid
 
 if TYPE_CHECKING:
     from bitwright.formats.tensor import Codes
 
-AnyGrid = IntGrid | MiniFloat | TableGrid | CodebookGrid
+AnyGrid = IntGrid | MiniFloat | TableGrid | CodebookGrid | AdditiveGrid | LatticeGrid | TrellisGrid
 Time = Literal["static", "dynamic"]
 
 
 def default_scale(grid: AnyGrid, granularity: Granularity, time: Time) -> ScaleFormat:
-    """Return how scales are stored unless a text says so: fp16; fp32 for activations; none for learned codebooks."""
+    """Return how scales are stored unless a text says so: fp16; fp32 for activations; none for learned levels."""
     if isinstance(grid, CodebookGrid):
         return ScaleFormat("none")
     return ScaleFormat("fp32" if time == "dynamic" or isinstance(granularity, Token) else "fp16")
@@ -63,6 +67,44 @@ class Format:
             # Blocks of 256 scales follow the flattened tensor; only then does a file of bitsandbytes say the same.
             raise InputError("double-quantized scales go with flat blocks; e.g. 'nf4 b64 scale=double'")
 
+        self._check_span()
+
+    def _check_span(self) -> None:
+        """Vectors lie within one row and one group."""
+        span, cut = self.grid.span, self.granularity
+        if span == 1:
+            return
+        if isinstance(cut, Channel | Group) and cut.axis != (0 if isinstance(cut, Channel) else 1):
+            raise InputError(f"vectors of {span} weights lie along the rows, {cut.text!r} cuts across; use channel")
+        size = cut.size if isinstance(cut, Group | FlatBlock) else cut.cols if isinstance(cut, Block) else span
+        if size % span:
+            raise InputError(f"{self.grid.text} codes {span} weights at once, which groups of {size} would cut")
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse a matrix whose rows are not whole spans of the grid.
+
+        Raises:
+            InputError: columns that the span does not divide.
+        """
+        if shape[-1] % self.grid.span:
+            raise InputError(
+                f"{self.grid.text} codes {self.grid.span} neighbouring weights at once; rows of {shape[-1]} are not "
+                "whole such vectors, choose a scalar format for this layer"
+            )
+
+    @property
+    def learned(self) -> bool:
+        """Whether the levels are learned and travel with the tensor."""
+        return isinstance(self.grid, CodebookGrid | AdditiveGrid)
+
+    def codebook_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape of a matrix's learned codebook: ``[rows, groups, 2^b]``, or that of additive codebooks."""
+        if isinstance(self.grid, AdditiveGrid):
+            return self.grid.codebook_shape
+        if isinstance(self.grid, CodebookGrid):
+            return (*self.granularity.layout(shape).params_shape, 1 << self.grid.bits)
+        return None
+
     def __str__(self) -> str:
         from bitwright.formats.text import format_text
 
@@ -88,6 +130,7 @@ class Format:
         Packed rows of codes end on a byte; zero points are packed as one stream; codebooks are fp16, the levels of a
         custom table float32.
         """
+        self.check_shape(shape)
         out, columns = shape
         rows, groups = self.granularity.layout(shape).params_shape
         count = rows * groups
@@ -95,8 +138,8 @@ class Format:
         bits += self.scale.storage_bits(count)
         if self.zero is not None:
             bits += packed_columns(count, self.zero.bits(self.grid.bits)) * 8
-        if isinstance(self.grid, CodebookGrid):
-            bits += count * (1 << self.grid.bits) * 16
+        if (book := self.codebook_shape(shape)) is not None:
+            bits += math.prod(book) * 16
         if isinstance(self.grid, TableGrid) and self.grid.custom:
             bits += len(self.grid.values) * 32
         return bits
@@ -200,20 +243,20 @@ class Format:
         scaled = g.to(torch.float32) / scale.unsqueeze(-1)
         return scaled if zero is None else scaled.add_(zero.to(torch.float32).unsqueeze(-1))
 
-    def _codebook_grid(self, codebook: Tensor | None) -> CodebookGrid | None:
-        if not isinstance(self.grid, CodebookGrid):
+    def _learned_grid(self, codebook: Tensor | None) -> CodebookGrid | AdditiveGrid | None:
+        if not isinstance(self.grid, CodebookGrid | AdditiveGrid):
             return None
         if codebook is None:
-            raise InputError(f"the format {self} needs a codebook [rows, groups, {1 << self.grid.bits}]")
+            raise InputError(f"the format {self} needs a codebook: that of its tensor")
         return self.grid
 
     def encode(self, g: Tensor, scale: Tensor, zero: Tensor | None = None, codebook: Tensor | None = None) -> Tensor:
         """Return uint8 codes of ``g[rows, groups, n]``: nearest level of ``g / scale (+ zero)``, saturating.
 
         ``scale`` is the effective float32 scale ``[rows, groups]``, ``zero`` in any type, ``codebook``
-        ``[rows, groups, 2^b]`` for learned grids. NaN must be refused before.
+        of the shape :meth:`codebook_shape` for learned grids. NaN must be refused before.
         """
-        learned = self._codebook_grid(codebook)
+        learned = self._learned_grid(codebook)
         scaled = self._scaled(g, scale, zero)
         if learned is not None and codebook is not None:
             return learned.encode_with(scaled, codebook)
@@ -223,7 +266,7 @@ class Format:
         self, codes: Tensor, scale: Tensor, zero: Tensor | None = None, codebook: Tensor | None = None
     ) -> Tensor:
         """Return float32 values ``(level - zero) * scale`` of codes ``[rows, groups, n]``."""
-        learned = self._codebook_grid(codebook)
+        learned = self._learned_grid(codebook)
         if learned is not None and codebook is not None:
             levels = learned.decode_with(codes, codebook)
         else:
@@ -234,7 +277,7 @@ class Format:
 
     def round(self, g: Tensor, scale: Tensor, zero: Tensor | None = None, codebook: Tensor | None = None) -> Tensor:
         """Return ``decode(encode(g))`` as float32 ``[rows, groups, n]`` without making codes where possible."""
-        if isinstance(self.grid, CodebookGrid):
+        if self.learned:
             return self.decode(self.encode(g, scale, zero, codebook), scale, zero, codebook)
         levels = self.grid.round(self._scaled(g, scale, zero))
         if zero is not None:

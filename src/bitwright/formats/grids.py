@@ -15,9 +15,17 @@ from bitwright.errors import InputError
 class Grid(Protocol):
     """The set of levels that one code can name; values are already divided by their scale.
 
-    ``bits`` are stored per code, ``text`` is the word in a format's text, ``affine`` says that the levels are
-    consecutive integers (so that a zero point is allowed), ``max_level`` and ``min_level`` are the finite ends.
+    ``bits`` are stored per code, ``text`` is the word in a format's text, ``kind`` the normal form of a matrix that is
+    coded with it, ``affine`` says that the levels are consecutive integers (so that a zero point is allowed),
+    ``max_level`` and ``min_level`` are the finite ends. ``span`` is the number of neighbours of a row that are coded
+    together: 1, or that of a grid of vectors, whose methods see the last axis in whole spans.
     """
+
+    @property
+    def span(self) -> int: ...
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def bits(self) -> int: ...
@@ -73,6 +81,14 @@ class IntGrid:
             raise InputError("a narrow range belongs to signed integers; drop 'narrow' or 'asym'")
         if self.narrow and self.bits == 1:
             raise InputError("int1 narrow has a single level; use 'binary' (-1 and +1) or 'int1 asym'")
+
+    @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def kind(self) -> str:
+        return "affine"
 
     @property
     def text(self) -> str:

@@ -61,6 +61,14 @@ class MiniFloat:
         return name if self.convention == default_convention(self.exponent, self.mantissa) else name + self.convention
 
     @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def kind(self) -> str:
+        return "table"
+
+    @property
     def affine(self) -> bool:
         return False
 

@@ -10,7 +10,6 @@ from bitwright.formats.compiled import rounder
 from bitwright.formats.format import Format
 from bitwright.formats.grids import IntGrid
 from bitwright.formats.layout import Layout
-from bitwright.formats.tables import CodebookGrid
 from bitwright.formats.tensor import Codes
 
 CHUNK = 1 << 17
@@ -55,8 +54,9 @@ def quantize(fmt: Format, w: Tensor, outer: Tensor | None = None) -> Codes:
     Raises:
         InputError: NaN or Inf in ``w``; a grid with a learned codebook; a scale that its type cannot hold.
     """
-    if isinstance(fmt.grid, CodebookGrid):
+    if fmt.learned:
         raise InputError(f"{fmt} has a learned codebook; use a recipe that fits one, e.g. squeezellm")
+    fmt.check_shape(tuple(w.shape))
     layout = fmt.granularity.layout(tuple(w.shape))
     compiled = rounder(fmt, w, layout)
     found = None if compiled is None else compiled.limits()
@@ -83,6 +83,7 @@ def fake_quantize(fmt: Format, x: Tensor) -> Tensor:
 
     On processors compiled kernels do it where they serve (:mod:`bitwright.formats.compiled`), with equal bits.
     """
+    fmt.check_shape(tuple(x.shape))
     matrix = x.reshape(-1, x.shape[-1])
     layout = fmt.granularity.layout(tuple(matrix.shape))
     compiled = rounder(fmt, matrix, layout)

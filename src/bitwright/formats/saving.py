@@ -19,7 +19,7 @@ from bitwright.errors import InputError, nearest_key
 from bitwright.formats.format import Format
 from bitwright.formats.packing import pack, packed_columns, unpack
 from bitwright.formats.scales import FLOAT_STORAGE, Scale, load
-from bitwright.formats.tables import CodebookGrid, TableGrid
+from bitwright.formats.tables import TableGrid
 from bitwright.formats.tensor import Codes, LowRank, QuantizedTensor, Sparse, Term
 from bitwright.formats.text import parse
 
@@ -189,6 +189,7 @@ def _check_term(entry: Mapping[str, Any], shape: tuple[int, int], reader: _Reade
 
 
 def _check_coded(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Reader) -> None:
+    fmt.check_shape(shape)
     bits, params = fmt.grid.bits, fmt.granularity.layout(shape).params_shape
     count = params[0] * params[1]
     reader.take(prefix + "codes", (torch.uint8,), (shape[0], packed_columns(shape[1], bits)))
@@ -203,8 +204,8 @@ def _check_coded(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Read
         reader.take(prefix + "zero", (torch.uint8,), (packed_columns(count, bits),))
     elif fmt.zero is not None:
         reader.take(prefix + "zero", (FLOAT_STORAGE[fmt.zero.storage],), params)
-    if isinstance(fmt.grid, CodebookGrid):
-        reader.take(prefix + "codebook", (torch.float16,), (*params, 1 << bits))
+    if (book := fmt.codebook_shape(shape)) is not None:
+        reader.take(prefix + "codebook", (torch.float16,), book)
     elif isinstance(fmt.grid, TableGrid) and fmt.grid.custom:
         reader.take(prefix + "codebook", (torch.float32,), (len(fmt.grid.values),))
 
@@ -238,6 +239,7 @@ def _load_sparse(shape: tuple[int, int], prefix: str, reader: _Reader) -> Sparse
 
 
 def _load_codes(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Reader) -> Codes:
+    fmt.check_shape(shape)
     bits = fmt.grid.bits
     params = fmt.granularity.layout(shape).params_shape
     count = params[0] * params[1]
@@ -253,8 +255,8 @@ def _load_codes(fmt: Format, shape: tuple[int, int], prefix: str, reader: _Reade
         zero = reader.take(prefix + "zero", (FLOAT_STORAGE[fmt.zero.storage],), params)
         _check_finite(zero, prefix + "zero")
     codebook = None
-    if isinstance(fmt.grid, CodebookGrid):
-        codebook = reader.take(prefix + "codebook", (torch.float16,), (*params, 1 << bits))
+    if (book := fmt.codebook_shape(shape)) is not None:
+        codebook = reader.take(prefix + "codebook", (torch.float16,), book)
         _check_finite(codebook, prefix + "codebook")
     elif isinstance(fmt.grid, TableGrid) and fmt.grid.custom:
         levels = reader.take(prefix + "codebook", (torch.float32,), (len(fmt.grid.values),))
@@ -270,7 +272,8 @@ def _check_finite(tensor: Tensor, name: str) -> None:
 
 def _check_codes(fmt: Format, codes: Tensor, prefix: str) -> None:
     """Refuse codes that name no finite level (tables and narrow integers do not use every pattern)."""
-    if isinstance(fmt.grid, CodebookGrid):
+    if fmt.learned or fmt.grid.span > 1:
+        # Every pattern of bits names an entry.
         return
     levels = fmt.grid.levels()
     usable = torch.zeros(256, dtype=torch.bool)

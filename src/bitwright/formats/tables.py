@@ -75,6 +75,14 @@ class TableGrid:
         return self.name
 
     @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def kind(self) -> str:
+        return "table"
+
+    @property
     def affine(self) -> bool:
         return False
 
@@ -160,6 +168,14 @@ class CodebookGrid:
     @property
     def text(self) -> str:
         return f"lut{self.bits}"
+
+    @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def kind(self) -> str:
+        return "codebook"
 
     @property
     def affine(self) -> bool:

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats.format import Format
-from bitwright.formats.grids import IntGrid
 from bitwright.formats.scales import Scale
-from bitwright.formats.tables import CodebookGrid
 
 Shape = tuple[int, int]
 
@@ -23,8 +21,9 @@ _VALUE_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 class Codes:
     """One code per weight: uint8 ``codes[out, in]`` (unpacked), and the parameters that give them values.
 
-    ``zero`` is stored as the format says (uint8 or float ``[rows, groups]``), ``codebook`` is fp16
-    ``[rows, groups, 2^b]`` for learned grids.
+    A grid of vectors spreads the word of a vector over the codes of its columns (:mod:`bitwright.formats.vectors`).
+    ``zero`` is stored as the format says (uint8 or float ``[rows, groups]``), ``codebook`` is fp16 of the shape
+    ``format.codebook_shape(shape)`` for learned grids.
 
     Raises:
         InputError: parts whose shape or type does not belong to the format.
@@ -39,6 +38,7 @@ class Codes:
     def __post_init__(self) -> None:
         if self.codes.dtype != torch.uint8 or self.codes.dim() != 2:
             raise InputError(f"codes are a uint8 matrix, not {self.codes.dtype} of shape {tuple(self.codes.shape)}")
+        self.format.check_shape(self.shape)
         params = self.format.granularity.layout(self.shape).params_shape
         if tuple(self.scale.effective.shape) != params:
             raise InputError(f"scales of shape {tuple(self.scale.effective.shape)} do not fit {self.format}: {params}")
@@ -46,10 +46,10 @@ class Codes:
             raise InputError(f"{self.format} {'has no' if self.format.zero is None else 'needs'} zero points")
         if self.zero is not None and tuple(self.zero.shape) != params:
             raise InputError(f"zero points of shape {tuple(self.zero.shape)} do not fit {self.format}: {params}")
-        learned = isinstance(self.format.grid, CodebookGrid)
-        if learned != (self.codebook is not None):
-            raise InputError(f"{self.format} {'needs a' if learned else 'has no'} codebook")
-        if self.codebook is not None and tuple(self.codebook.shape) != (*params, 1 << self.format.grid.bits):
+        book = self.format.codebook_shape(self.shape)
+        if (book is None) != (self.codebook is None):
+            raise InputError(f"{self.format} {'has no' if book is None else 'needs a'} codebook")
+        if self.codebook is not None and tuple(self.codebook.shape) != book:
             raise InputError(f"a codebook of shape {tuple(self.codebook.shape)} does not fit {self.format}")
 
     @property
@@ -69,10 +69,8 @@ class Codes:
 
     @property
     def kind(self) -> str:
-        """``affine``, ``table`` or ``codebook``."""
-        if isinstance(self.format.grid, CodebookGrid):
-            return "codebook"
-        return "affine" if isinstance(self.format.grid, IntGrid) else "table"
+        """That of the grid: ``affine``, ``table``, ``codebook`` or ``vector``."""
+        return self.format.grid.kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,12 @@ from bitwright.formats.derived import derived_table
 from bitwright.formats.format import AnyGrid, Format, Time, default_scale
 from bitwright.formats.granularity import Block, Channel, FlatBlock, Granularity, Group, Tensor, Token
 from bitwright.formats.grids import IntGrid
+from bitwright.formats.lattice import LatticeGrid
 from bitwright.formats.minifloat import MiniFloat
 from bitwright.formats.scales import FLOAT_STORAGE, SCALE_WORDS, ZeroFormat
 from bitwright.formats.tables import CodebookGrid, TableGrid, table
+from bitwright.formats.trellis import trellis_grid
+from bitwright.formats.vectors import AdditiveGrid
 
 NAMED = {
     "mxfp4": "e2m1 g32 scale=e8m0",
@@ -30,6 +33,8 @@ NAMED = {
 _GRID_EXAMPLES = [f"int{b}" for b in range(1, 9)] + [f"uint{b}" for b in range(1, 9)]
 _GRID_EXAMPLES += ["e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "e3m4", "nf2", "nf3", "nf4", "fp4-bnb", "ternary", "binary"]
 _GRID_EXAMPLES += ["pot3", "pot4", "apot3", "apot4", "lloyd2", "lloyd3", "lloyd4", "lut2", "lut3", "lut4", *NAMED]
+_GRID_EXAMPLES += ["e8p", "e8p3", "e8p4", "vq1x8d8", "vq2x8d8", "vq1x16d8"]
+_GRID_EXAMPLES += ["trellis1", "trellis2", "trellis3", "trellis4", "trellis2-3inst"]
 _OPTION_WORDS = ["tensor", "channel", "token", "g32", "g64", "g128", "b64", "block128x128", "sym", "asym", "narrow"]
 _OPTION_WORDS += ["static", "dynamic", "clip=0.9", "axis=0", "axis=1", *(f"scale={word}" for word in SCALE_WORDS)]
 _OPTION_WORDS += ["zero=code", *(f"zero={word}" for word in FLOAT_STORAGE)]
@@ -63,6 +68,12 @@ def _grid(word: str) -> AnyGrid:
         return MiniFloat(int(match[1]), int(match[2]), convention)  # type: ignore[arg-type]
     if match := re.fullmatch(r"lut([0-9]{1,9})", word):
         return CodebookGrid(int(match[1]))
+    if match := re.fullmatch(r"vq([0-9]{1,9})x([0-9]{1,9})d([0-9]{1,9})", word):
+        return AdditiveGrid(int(match[1]), int(match[2]), int(match[3]))
+    if match := re.fullmatch(r"e8p([34]?)", word):
+        return LatticeGrid(int(match[1] or 2))
+    if word.startswith("trellis"):
+        return trellis_grid(word)
     if match := re.fullmatch(r"table\[(.*)\]", word):
         return table(_numbers(match[1], word))
     values = derived_table(word)
@@ -160,10 +171,10 @@ def parse(text: str) -> Format:
     """Return the format of a text; ``parse(str(f)) == f``.
 
     The first word is a grid (``int4``, ``uint8``, ``e4m3``, ``nf4``, ``fp4-bnb``, ``pot4``, ``apot4``, ``ternary``,
-    ``binary``, ``lloyd3``, ``lut4``, ``table[-1,0,1]``) or a named format (``mxfp4``, ``nvfp4``, ``mxint8``). Then,
-    in any order: granularity (``tensor channel g128 b64 block128x128 token``, ``axis=0|1``), ``sym|asym|narrow``,
-    ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|double|none``, ``zero=code|fp16|bf16|fp32``, ``static|dynamic``,
-    ``clip=0.9`` (the share of a range that is covered, 1 by default).
+    ``binary``, ``lloyd3``, ``lut4``, ``table[-1,0,1]``, ``e8p``, ``vq2x8d8``, ``trellis2``) or a named
+    format (``mxfp4``, ``nvfp4``, ``mxint8``). Then, in any order: granularity (``tensor channel g128 b64 block128x128
+    token``, ``axis=0|1``), ``sym|asym|narrow``, ``scale=fp32|fp16|bf16|e8m0|e8m0-ct|e4m3|double|none``,
+    ``zero=code|fp16|bf16|fp32``, ``static|dynamic``, ``clip=0.9`` (the share of a range that is covered, 1 by default).
     Defaults: sym, channel, fp16 scales (fp32 for tokens, ``dynamic`` and a written ``static``), static.
 
     Raises:

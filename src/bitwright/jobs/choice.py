@@ -100,7 +100,9 @@ def _reason(rules: Iterable[Rule], site: WeightSite) -> str:
     matching = [r.select for r in rules if r.matches(target)]
     if site.role == "router" and not matching:
         return "a router: what it gives decides which experts run (a rule that names it can select it)"
-    return f"rule {matching[-1]!r} keeps it float" if matching else f"no rule selects a {site.role} {site.kind}"
+    if matching:
+        return f"rule {matching[-1]!r} keeps it float"
+    return f"no rule selects the {site.kind if site.kind == site.role else f'{site.role} {site.kind}'}"
 
 
 def stream_needs(recipe: Recipe, choices: Iterable[Choice]) -> tuple[bool, bool]:

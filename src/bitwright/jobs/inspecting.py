@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what a model is made of, as plain values."""
+"""What a GGUF file holds and what a model is made of, as plain values."""
 
 from __future__ import annotations
 
@@ -13,50 +13,13 @@ from torch import nn
 from bitwright.data.images import zoo_digits
 from bitwright.errors import InputError
 from bitwright.interop.gguf import is_gguf, read_gguf
-from bitwright.jobs.opened_model import open_runnable
 from bitwright.jobs.request import model_source
 from bitwright.models import Checkpoint, discover, open_model
 from bitwright.models.experts import open_experts
 from bitwright.models.rules import NO_RULES, read_rules
-from bitwright.runtime import QuantModule, describe
 
 # Items of an array of metadata that are shown whole.
 _SHOWN = 8
-
-
-def inspect_model(name: str) -> dict[str, Any]:
-    """Modules of a checkpoint with formats, bits and kernels; bytes that stay float."""
-    opened = open_runnable(name, cache_weights=False)
-    served = {s.path: s for s in describe(opened.module, rows=1)}
-    modules = []
-    coded = 0
-    for path, module in opened.module.named_modules():
-        if not isinstance(module, QuantModule):
-            continue
-        quantized = module.quantized()
-        if quantized is not None:
-            coded += quantized.storage_bits() // 8
-        meta = module.meta()
-        modules.append(
-            {
-                "path": path,
-                "format": str(quantized.codes.format) if quantized is not None and quantized.codes else "float",
-                "terms": quantized.normal_form if quantized is not None else "",
-                "input": "" if meta["input"] is None else meta["input"]["format"],
-                "online": [o["kind"] for o in meta["online"]],
-                "bits_per_weight": quantized.bits_per_weight if quantized is not None else None,
-                "kernel": served[path].kernel if path in served else "torch",
-            }
-        )
-    total, count = opened.stored_bytes, 0
-    if opened.folder is not None:
-        checkpoint = Checkpoint.open(opened.folder)
-        total, count = sum(i.bytes for i in checkpoint.tensors.values()), len(checkpoint.tensors)
-    recipe = str((opened.manifest or {}).get("recipe", "float"))
-    return {
-        "model": name, "recipe": recipe, "modules": modules, "tensors": count, "bytes": total,
-        "float_bytes": max(0, total - coded), "kv_cache": (opened.manifest or {}).get("kv_cache"),
-    }  # fmt: skip
 
 
 def gguf_path(name: str) -> Path | None:

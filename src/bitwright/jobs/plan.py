@@ -6,13 +6,14 @@ No weight is read, except by discovery, which runs the float model on one sequen
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bitwright.jobs.legality import Legality, check_engine
 from bitwright.jobs.memory import estimate_peak
 from bitwright.jobs.opening import Job, Opened, open_job
+from bitwright.jobs.planned_kernels import FLOAT_KERNEL, planned_decoding, planned_kernels
 from bitwright.jobs.sizes import disk_bytes, is_exact, output_bytes, quantizer_bits
 from bitwright.jobs.timing import Probe, estimate_seconds, probe_job
 from bitwright.jobs.units import Unit, split_units
@@ -20,7 +21,11 @@ from bitwright.jobs.units import Unit, split_units
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One weight: where, its role and shape, the format it gets (or why it stays float), bits and bytes stored."""
+    """One weight: where, its role and shape, the format it gets (or why it stays float), bits and bytes stored.
+
+    ``kernel`` multiplies one token where activations may be rounded to 8 bits (``generate``, ``bench``, ``serve``),
+    ``kernel_exact`` where not.
+    """
 
     path: str
     role: str
@@ -31,6 +36,8 @@ class PlanRow:
     bits_per_weight: float
     bytes: int
     reason: str
+    kernel: str = ""
+    kernel_exact: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Plan:
 
     ``bytes`` are those of the result's tensors (``bytes_exact``: to the byte), ``disk_bytes`` what the disk has to hold
     while the job runs, ``peak_memory_bytes`` anonymous memory above the start; ``time_basis`` says what ``seconds``
-    rests on.
+    rests on. ``floats`` are the parameters beside the rows, which stay float, with the reason; ``decoding`` is what
+    :func:`bitwright.jobs.planned_kernels.planned_decoding` says.
     """
 
     recipe: str
@@ -55,11 +63,15 @@ class Plan:
     bytes_exact: bool = True
     time_basis: str = ""
     legality: Legality | None = None
+    floats: tuple[tuple[str, str], ...] = ()
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The stable JSON form (``tensors`` holds the rows)."""
         found = asdict(self)
         found["tensors"] = found.pop("rows")
+        found["floats"] = [{"name": name, "reason": why, "kernel": FLOAT_KERNEL} for name, why in self.floats]
+        found.update(found.pop("decoding"))
         found["legal"] = self.legality is None or self.legality.legal
         return found
 
@@ -101,6 +113,8 @@ def plan_opened(job: Job, opened: Opened, probe: Probe | None = None) -> Plan:
         disk_bytes=disk_bytes(job, opened),
         bytes_exact=all(is_exact(c.weight) for c in opened.choices.values()),
         time_basis=probe.basis,
+        floats=tuple(_floats(opened)),
+        decoding=planned_decoding(job, opened),
     )
 
 
@@ -110,11 +124,25 @@ def _row(opened: Opened, path: str) -> PlanRow:
     weight = choice.weight
     bits = quantizer_bits(weight, site.shape) if weight is not None else 0
     count = site.shape[0] * site.shape[1]
+    kernels = planned_kernels(choice)
     return PlanRow(
         path, site.role, site.kind, site.shape, "" if weight is None else str(weight.format),
         "" if choice.input is None else str(choice.input.format), bits / count if count else 0.0, -(-bits // 8),
-        choice.reason,
+        choice.reason, kernels.kernel, kernels.exact,
     )  # fmt: skip
+
+
+def _floats(opened: Opened) -> Iterator[tuple[str, str]]:
+    """Parameters that are no site of a product, with what they are."""
+    structure = opened.structure
+    sites = {choice.site.name for choice in opened.choices.values()} | {name for name, _ in structure.ties}
+    known = {**dict.fromkeys(structure.unaccounted, "nothing is known of it"), **dict(structure.exceptions)}
+    for norm in structure.norms:
+        names = [f"{norm.path}.{name}" for name in (norm.weight, norm.bias) if name is not None]
+        known.update(dict.fromkeys(names, f"of a {norm.kind} norm"))
+    for name, parameter in opened.model.module.named_parameters():
+        if name not in sites:
+            yield name, known.get(name) or ("a vector: rules select matrices" if parameter.dim() < 2 else "no site")
 
 
 def sweeps(job: Job, opened: Opened, units: Sequence[Unit]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.native.buffers import float_code, span
 from bitwright.native.loading import require_library
+from bitwright.native.operators import register
 from bitwright.native.product import Coding, Parts, Product, operands
 
 Pair = tuple[int, int]
@@ -67,18 +67,11 @@ def convolve(
         InputError: for a dtype, device or shape that the kernels do not serve.
     """
     numbers = [product.step(), *(coding.numbers() if coding is not None else [])]
-    _operator()(x, product.parts(), bias, product.geometry(), numbers, windows.numbers(), y)
+    _OPERATOR(x, product.parts(), bias, product.geometry(), numbers, windows.numbers(), y)
 
 
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    torch.library.define(
-        "bitwright::convolve",
-        "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers, int[] windows, Tensor(a!) y) -> ()",
-    )
-    torch.library.impl("bitwright::convolve", "CPU", _run)
-    torch.library.register_fake("bitwright::convolve", lambda *_: None)
-    return torch.ops.bitwright.convolve.default
+def _fake(*_: Any) -> None:
+    """The result is memory that the caller gives."""
 
 
 def _run(
@@ -113,3 +106,10 @@ def run(
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"the parts of a convolution do not fit: {error}") from error
+
+
+_OPERATOR = register(
+    "convolve",
+    "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers, int[] windows, Tensor(a!) y) -> ()",
+    _run, _fake,
+)  # fmt: skip

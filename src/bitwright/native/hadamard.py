@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.native.buffers import FLOAT_CODES, float_code, fresh, span
 from bitwright.native.loading import Library, library, require_library
+from bitwright.native.operators import register
 
 LANES = 16
 """The fast part of a transform is a power of two from here on."""
@@ -41,19 +40,8 @@ def hadamard(x: Tensor, size: int, factor: Tensor | None, signs: Tensor | None, 
     Raises:
         InputError: for a dtype, device or shape that the kernels do not serve.
     """
-    turned: Tensor = _operator()(x, size, factor, signs, inverse)
+    turned: Tensor = _OPERATOR(x, size, factor, signs, inverse)
     return turned
-
-
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    """Register ``bitwright::hadamard`` with torch at its first use, so that graphs and modes see one operation."""
-    torch.library.define(
-        "bitwright::hadamard", "(Tensor x, int size, Tensor? factor, Tensor? signs, bool inverse) -> Tensor"
-    )
-    torch.library.impl("bitwright::hadamard", "CPU", _run)
-    torch.library.register_fake("bitwright::hadamard", _fake)
-    return torch.ops.bitwright.hadamard.default
 
 
 def _fake(x: Tensor, size: int, factor: Tensor | None, signs: Tensor | None, inverse: bool) -> Tensor:
@@ -90,3 +78,10 @@ def run(
     except ValueError as error:
         raise InputError(f"a Hadamard transform in blocks of {size} does not fit {dim} channels: {error}") from error
     return y
+
+
+_OPERATOR = register(
+    "hadamard",
+    "(Tensor x, int size, Tensor? factor, Tensor? signs, bool inverse) -> Tensor",
+    _run, _fake,
+)  # fmt: skip

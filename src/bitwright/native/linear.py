@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from bitwright.errors import InputError
 from bitwright.native.arena import Arena
 from bitwright.native.buffers import FLOAT_CODES, float_code, span
 from bitwright.native.loading import extension, require_library
+from bitwright.native.operators import register
 
 ROWS = 16
 """Rows of a tile."""
@@ -131,22 +131,8 @@ def linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None, *, exact
     Raises:
         InputError: for a dtype, device or shape that the kernels do not serve.
     """
-    operator = _operator()
-    y: Tensor = operator(x, weight.codes, weight.scale, weight.zero, weight.table, bias, weight.geometry(), exact)
+    y: Tensor = _OPERATOR(x, weight.codes, weight.scale, weight.zero, weight.table, bias, weight.geometry(), exact)
     return y
-
-
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    """Register ``bitwright::linear`` with torch at its first use, so that compiled and exported graphs can hold it."""
-    torch.library.define(
-        "bitwright::linear",
-        "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int[] geometry, bool exact)"
-        " -> Tensor",
-    )
-    torch.library.impl("bitwright::linear", "CPU", _run)
-    torch.library.register_fake("bitwright::linear", _fake)
-    return torch.ops.bitwright.linear.default
 
 
 def _fake(
@@ -186,3 +172,11 @@ def _run(
     threads = torch.get_num_threads()
     require_library().linear(handle, span(x.detach()), kind, rows, span(y), span(bias), exact, threads)
     return y
+
+
+_OPERATOR = register(
+    "linear",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int[] geometry, bool exact)"
+    " -> Tensor",
+    _run, _fake,
+)  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from bitwright.errors import InputError
 from bitwright.native.buffers import FLOAT_CODES, float_code, span
 from bitwright.native.linear import NativeWeight
 from bitwright.native.loading import extension, require_library
+from bitwright.native.operators import register
 
 Parts = list[Tensor | None]
 
@@ -42,6 +42,12 @@ class Way(IntEnum):
     """Tables of sums of four activations; affine codes of up to 4 bits."""
     PAIRS = 7
     """Tables of sums of two activations; ternary digits."""
+    LATTICE = 10
+    """Integers; points of E8P."""
+    LATTICE_EXACT = 11
+    """fp32; points of E8P."""
+    ADDITIVE = 12
+    """fp32; sums of entries of learned codebooks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,40 @@ class ByteTables:
     offset: int
     step: float
     by_row: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeTables:
+    """How words of E8P become whole numbers, uint8; ``native/core/vectors.h`` has the shapes."""
+
+    patterns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveWeight:
+    """Sums of entries of codebooks of 8 weights.
+
+    Attributes:
+        codes: uint8 ``[out, in / 8 * books * index_bytes]``: indices, rows as they are saved.
+        scale: fp32 ``[out, groups]``, one for every ``group`` inputs. entries: fp16 ``[books, 256 or 65536, 8]``.
+        shape: ``(out, in)``.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    entries: Tensor
+    shape: tuple[int, int]
+    index_bytes: int
+    group: int
+
+    def bytes(self) -> int:
+        """Bytes that a product reads."""
+        return self.codes.nbytes + self.scale.nbytes + self.entries.nbytes
+
+    def geometry(self) -> list[int]:
+        """The whole numbers of the weight, as the operator takes them."""
+        return [*self.shape, self.entries.shape[0], self.index_bytes, self.group, 0, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +163,21 @@ class Product:
     """
 
     way: Way
-    weight: NativeWeight | TernaryWeight
+    weight: NativeWeight | TernaryWeight | AdditiveWeight
     tables: ByteTables | None = None
     levels: Tensor | None = None
     terms: Terms | None = None
+    points: LatticeTables | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
         return self.weight.shape
+
+    @property
+    def vectors(self) -> bool:
+        """Whether the weight is coded as vectors."""
+        return self.way >= Way.LATTICE
 
     def bytes(self) -> int:
         """Bytes that a product of one row reads."""
@@ -144,7 +190,13 @@ class Product:
         tables, terms = self.tables, self.terms or Terms()
         zero = self.weight.zero if isinstance(self.weight, NativeWeight) else None
         table = self.weight.table if isinstance(self.weight, NativeWeight) else None
-        low, high = (None, None) if tables is None else (tables.low, tables.high)
+        low = high = None
+        if tables is not None:
+            low, high = tables.low, tables.high
+        elif self.points is not None:
+            low, high = self.points.patterns, self.points.values
+        elif isinstance(self.weight, AdditiveWeight):
+            low = self.weight.entries
         return [
             self.weight.codes, self.weight.scale, zero, table, low, high, self.levels, terms.starts, terms.columns,
             terms.values, terms.left, terms.right, terms.sums,
@@ -154,7 +206,7 @@ class Product:
         """Whole numbers in the operator's order."""
         tables = self.tables
         offset, by_row = (0, 0) if tables is None else (tables.offset, int(tables.by_row))
-        plain = self.weight.geometry() if isinstance(self.weight, NativeWeight) else [*self.shape, 2, 0, 0, 0, 0]
+        plain = [*self.shape, 2, 0, 0, 0, 0] if isinstance(self.weight, TernaryWeight) else self.weight.geometry()
         return [int(self.way), int(self.terms is not None), offset, by_row, *plain]
 
     def step(self) -> float:
@@ -169,19 +221,8 @@ def multiply(x: Tensor, product: Product, bias: Tensor | None = None, coding: Co
         InputError: for a dtype, device or shape that the kernels do not serve.
     """
     numbers = [product.step(), *(coding.numbers() if coding is not None else [])]
-    y: Tensor = _operator()(x, product.parts(), bias, product.geometry(), numbers)
+    y: Tensor = _OPERATOR(x, product.parts(), bias, product.geometry(), numbers)
     return y
-
-
-@lru_cache(maxsize=1)
-def _operator() -> Any:
-    """Register ``bitwright::product`` with torch at its first use."""
-    torch.library.define(
-        "bitwright::product", "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers) -> Tensor"
-    )
-    torch.library.impl("bitwright::product", "CPU", _run)
-    torch.library.register_fake("bitwright::product", _fake)
-    return torch.ops.bitwright.product.default
 
 
 def _fake(x: Tensor, parts: Parts, bias: Tensor | None, geometry: list[int], numbers: list[float]) -> Tensor:
@@ -228,11 +269,12 @@ def operands(parts: Parts, geometry: list[int], numbers: list[float]) -> list[An
         tables = None
         if way == Way.LOOKUP:
             tables = extension().ByteTables(weight, _bytes(low), _bytes(high), bool(by_row), offset, numbers[0])
+        vectors = _vectors(way, weight, parts, geometry)
         terms = _terms(parts, out, columns) if has_terms else None
         coding = _coding(numbers[1:]) if len(numbers) > 1 else None
     except ValueError as error:
         raise InputError(f"the parts of a product do not fit: {error}") from error
-    return [way, weight, ternary, tables, span(levels, torch.bfloat16, torch.int32), terms, coding]
+    return [way, weight, ternary, tables, vectors, span(levels, torch.bfloat16, torch.int32), terms, coding]
 
 
 def _bytes(tensor: Tensor | None) -> tuple[int, int]:
@@ -243,12 +285,26 @@ def _weight(way: int, parts: Parts, geometry: list[int]) -> tuple[Any, Any]:
     codes, scale, zero, table = parts[:4]
     if codes is None or scale is None:
         raise InputError("a product needs codes and scales")
+    if way == Way.ADDITIVE:
+        return None, None
     if way == Way.TERNARY:
         kind = FLOAT_CODES[scale.dtype]
         return None, extension().TernaryWeight(geometry[4], geometry[5], _bytes(codes), span(scale), kind)
     out, columns, bits, block, per_scale, levels, constant = geometry[4:]
     view = NativeWeight(codes, scale, zero, table, (out, columns), bits, block, per_scale, levels, constant)
     return view.handle(), None
+
+
+def _vectors(way: int, weight: Any, parts: Parts, geometry: list[int]) -> Any:
+    codes, scale, low, high = parts[0], parts[1], parts[4], parts[5]
+    if way in (Way.LATTICE, Way.LATTICE_EXACT):
+        return extension().lattice_tables(weight, _bytes(low), _bytes(high))
+    if way == Way.ADDITIVE:
+        out, columns, books, index_bytes, group = geometry[4:9]
+        return extension().additive_tables(
+            out, columns, books, index_bytes, group, _bytes(codes), span(low, torch.float16), span(scale, torch.float32)
+        )
+    return None
 
 
 def _terms(parts: Parts, out: int, columns: int) -> Any:
@@ -265,4 +321,15 @@ def _coding(numbers: list[float]) -> Any:
     return extension().Coding(bool(given), bool(asymmetric), int(run), *rest)
 
 
-__all__ = ["ByteTables", "Coding", "Product", "Terms", "TernaryWeight", "Way", "call", "multiply", "operands"]
+
+
+_OPERATOR = register(
+    "product",
+    "(Tensor x, Tensor?[] parts, Tensor? bias, int[] geometry, float[] numbers) -> Tensor",
+    _run, _fake,
+)  # fmt: skip
+
+__all__ = [
+    "AdditiveWeight", "ByteTables", "Coding", "LatticeTables", "Product", "Terms", "TernaryWeight", "Way", "call",
+    "multiply", "operands",
+]  # fmt: skip

@@ -31,11 +31,14 @@ def bench(
     why not the former.
 
     Raises:
-        InputError: if the model is no causal language model, or a size is not positive.
+        InputError: if the model is no causal language model, a size is not positive, or the tokens exceed the context.
     """
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if not isinstance(vocabulary, int):
         raise InputError("speed is measured on causal language models of transformers; this module has no vocabulary")
+    context = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(context, int) and prompt + new_tokens > context:
+        raise InputError(f"{prompt} and {new_tokens} tokens do not fit the context of {context}; give fewer")
     found = find_decoders(model) if native else None
     if found is not None and found.network is not None:
         speed = decoder_speed(found.decoders(), vocabulary, prompt, new_tokens, repeats, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,10 +18,13 @@ from transformers.cache_utils import (
 )
 
 from bitwright.errors import InputError
+from bitwright.runtime.direct_attention import CodedStates, direct_kernel, use_direct_attention
 from bitwright.runtime.dispatch import Table, UnsupportedError
 from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.manifest import CacheManifest, CacheSide, read_cache
 from bitwright.runtime.states import StateCoder, States
+
+_LOG = logging.getLogger(__name__)
 
 # Layers that keep the keys and values of past tokens. Those that would drop old tokens keep them all here: the
 # attention mask hides what lies outside of their window.
@@ -37,8 +41,11 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
-    def __init__(self, key: StateCoder | None, value: StateCoder | None, window: int = 0) -> None:
+    def __init__(self, key: StateCoder | None, value: StateCoder | None, window: int = 0, table: Table = TABLE) -> None:
         super().__init__()
+        self.table = table
+        # Attention reads what is coded; set by the model's hook where its attention can.
+        self.direct = False
         self.key_states = States(key, window)
         self.value_states = States(value, window)
         groups = {1 if coder is None else coder.group for coder in (key, value)}
@@ -51,10 +58,18 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append ``[batch, heads, tokens, head_dim]`` and return all keys and values as attention sees them."""
+        """Append ``[batch, heads, tokens, head_dim]`` and return all keys and values as attention sees them.
+
+        They are not decoded where attention reads codes (:mod:`bitwright.runtime.direct_attention`).
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self.key_states.append(key_states), self.value_states.append(value_states)
+        self.key_states.take(key_states)
+        self.value_states.take(value_states)
+        return self._seen(self.key_states, key_states.dtype), self._seen(self.value_states, value_states.dtype)
+
+    def _seen(self, states: States, dtype: torch.dtype) -> Tensor:
+        return CodedStates(states, self.table, dtype) if self.direct else states.values(dtype)
 
     def get_seq_length(self) -> int:
         """Number of cached tokens."""
@@ -119,7 +134,9 @@ class QuantizedCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, manifest: CacheManifest, config: Any = None, table: Table = TABLE) -> None:
-        make = partial(QuantizedLayer, _coder(manifest.key, table), _coder(manifest.value, table), manifest.window)
+        self.table = table
+        sides = _coder(manifest.key, table), _coder(manifest.value, table)
+        make = partial(QuantizedLayer, *sides, manifest.window, table)
         if config is None:
             super().__init__(layer_class_to_replicate=make)
             return
@@ -136,6 +153,12 @@ class QuantizedCache(Cache):  # type: ignore[misc]
                     "quantize this network without kv_cache"
                 )
         super().__init__(layers=layers)
+
+    def read_directly(self) -> None:
+        """Let attention read what is coded; for models whose attention can."""
+        for layer in self.layers:
+            if isinstance(layer, QuantizedLayer):
+                layer.direct = True
 
     def bytes(self) -> int:
         """Bytes that all layers take."""
@@ -180,8 +203,23 @@ def _use_quantized_cache(
         use_cache = bool(getattr(getattr(model, "config", None), "use_cache", False)) and not model.training
     empty = given is None or (type(given) is DynamicCache and given.get_seq_length() == 0)
     if use_cache and empty:
-        kwargs = {**kwargs, "past_key_values": model.__dict__["bitwright_cache_factory"](), "use_cache": True}
+        given = model.__dict__["bitwright_cache_factory"]()
+        kwargs = {**kwargs, "past_key_values": given, "use_cache": True}
+    if isinstance(given, QuantizedCache):
+        _read_directly(model, given)
     return args, kwargs
+
+
+def _read_directly(model: nn.Module, cache: QuantizedCache) -> None:
+    """Let attention read the codes of a cache where a kernel does that on the model's device."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is None or direct_kernel(cache.table, weight.device, weight.dtype) is None:
+        return
+    reason = use_direct_attention(model)
+    if reason is None:
+        cache.read_directly()
+    else:
+        _LOG.debug("keys and values are decoded at every token: %s", reason)
 
 
 def _coder(side: CacheSide | None, table: Table) -> StateCoder | None:

@@ -67,6 +67,39 @@ Decoders = Callable[[], Decoder]
 """Makes an empty decoder of one model; they share its weights."""
 
 
+MOST_TOGETHER = 64
+"""Sequences that take one step together."""
+
+
+def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> list[Tensor | Exception]:
+    """Read one token behind each of several sequences: the logits of each, or the error that it met.
+
+    Decoders of one kind that has a ``step_together`` of its own read their weights once for all; others take one step
+    after the other. Either way a sequence gets what its own ``step`` would give it.
+    """
+    kind = type(decoders[0]) if decoders else None
+    shared = getattr(kind, "step_together", None)
+    if shared is None or len(decoders) == 1 or any(type(decoder) is not kind for decoder in decoders):
+        return [_stepped(decoder, token) for decoder, token in zip(decoders, tokens, strict=True)]
+    found: list[Tensor | Exception] = []
+    for start in range(0, len(decoders), MOST_TOGETHER):
+        some, their = decoders[start : start + MOST_TOGETHER], tokens[start : start + MOST_TOGETHER]
+        try:
+            logits = shared(some, their)
+        except Exception as error:
+            found += [error] * len(some)
+            continue
+        found += [_stepped(d, t) for d, t in zip(some, their, strict=True)] if logits is None else list(logits)
+    return found
+
+
+def _stepped(decoder: Decoder, token: int) -> Tensor | Exception:
+    try:
+        return decoder.step(token)
+    except Exception as error:
+        return error
+
+
 class ModuleDecoder:
     """A decoder over a causal language model of transformers, quantized or not, with the cache that it makes itself.
 
@@ -76,6 +109,8 @@ class ModuleDecoder:
 
     def __init__(self, model: nn.Module) -> None:
         config = getattr(model, "config", None)
+        if config is None:
+            raise InputError(f"{type(model).__name__} is no language model (it has no vocabulary); give one that is")
         can_generate = getattr(model, "can_generate", None)
         if getattr(config, "is_encoder_decoder", False) or (callable(can_generate) and not can_generate()):
             raise InputError(f"{type(model).__name__} is no causal language model; give one that continues a text")

@@ -44,7 +44,7 @@ def generate(
         raise InputError("the prompt has no tokens; give at least one word")
     decoder = ModuleDecoder(model) if decoder is None else decoder
     if decoder.context is not None and len(ids) >= decoder.context:
-        raise InputError(f"the prompt of {len(ids)} tokens fills the context of the model; shorten it")
+        raise InputError(f"the prompt has {len(ids)} tokens and the model's context {decoder.context}; shorten it")
     wish = Wish(ids, max_new_tokens, sampling, end_tokens(model, tokenizer), tuple(stop))
     decoder.crop(0)
     return (piece.text for piece in continuation(decoder, tokenizer, wish) if piece.text)

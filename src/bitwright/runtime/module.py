@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, IntGrid, QuantizedTensor, parse
+from bitwright.formats import QuantizedTensor, parse
 from bitwright.runtime.activation import ActivationQuantizer
 from bitwright.runtime.dispatch import Choice, Request, Table
 from bitwright.runtime.kernels.table import TABLE
@@ -287,8 +287,7 @@ def normal_form(meta: Mapping[str, Any]) -> str:
     for term in meta["terms"]:
         kind = str(term["kind"])
         if kind == "codes":
-            grid = parse(str(term["format"])).grid
-            kind = "codebook" if isinstance(grid, CodebookGrid) else "affine" if isinstance(grid, IntGrid) else "table"
+            kind = parse(str(term["format"])).grid.kind
         kinds.append(kind)
     return "+".join(kinds)
 

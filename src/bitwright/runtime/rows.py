@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.formats import Format, QuantizedTensor, pack, parse, unpack
+from bitwright.formats import CodebookGrid, Format, QuantizedTensor, pack, parse, unpack
 from bitwright.formats.layout import AxisLayout, FlatLayout
 from bitwright.runtime.weight import PackedWeight
 
@@ -42,7 +42,7 @@ def _select(weight: PackedWeight, rows: Tensor) -> tuple[dict[str, Tensor], dict
         key = name.removeprefix(prefix)
         if key == "codes":
             tensors[name] = tensor[rows]
-        elif key == "scale_outer" or (key == "codebook" and tensor.dim() == 1):
+        elif key == "scale_outer" or (key == "codebook" and not isinstance(fmt.grid, CodebookGrid)):
             tensors[name] = tensor
         elif key == "zero" and fmt.zero is not None and fmt.zero.storage == "code":
             tensors[name] = _select_zeros(tensor, rows, fmt, weight.shape)

@@ -139,6 +139,11 @@ class States:
 
     def append(self, x: Tensor) -> Tensor:
         """Take ``x[batch, heads, new tokens, dim]``, code what is due, and return all tokens as attention sees them."""
+        self.take(x)
+        return self.values(x.dtype)
+
+    def take(self, x: Tensor) -> None:
+        """Take ``x[batch, heads, new tokens, dim]`` and code what is due."""
         tail = x if self.tail is None else torch.cat([self.tail, x], dim=2)
         if self.coder is not None:
             group = self.coder.group
@@ -148,7 +153,6 @@ class States:
                 # A copy: a view would keep the memory of the tokens that were just coded.
                 tail = tail[:, :, due:].clone()
         self.tail = tail
-        return self.values(x.dtype)
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """All tokens ``[batch, heads, tokens, dim]``, coded ones dequantized."""

@@ -30,13 +30,13 @@ class Answer:
         BusyError, ClosedError: as :meth:`Engine.submit`.
     """
 
-    def __init__(self, engine: Engine, wish: Wish, receive: Receive) -> None:
+    def __init__(self, engine: Engine, wish: Wish, receive: Receive, owner: str = "") -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         self._started = time.monotonic()
         self._finish: str | None = None
-        self._ticket: Ticket = engine.submit(wish, self._deliver)
+        self._ticket: Ticket = engine.submit(wish, self._deliver, owner)
         self._watch = asyncio.create_task(self._wait_for_leaving(receive))
 
     @property

@@ -21,7 +21,8 @@ from bitwright.serving.answers import Answer, EventStream, GoneError, whole
 from bitwright.serving.bodies import Chat, Completion, read_body
 from bitwright.serving.engine import Engine
 from bitwright.serving.failures import RefusedError, refused_by, response
-from bitwright.serving.guard import HEALTH, Guard
+from bitwright.serving.guard import CLIENT, HEALTH, Guard
+from bitwright.serving.metrics import KIND, METRICS, exposition
 from bitwright.serving.replies import Reply
 from bitwright.serving.served import Served
 
@@ -31,12 +32,16 @@ _BODY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Door:
-    """Who may come in. ``body_bytes`` is the largest body; ``origins`` are the web pages that may ask (CORS)."""
+    """Who may come in. ``body_bytes`` is the largest body; ``origins`` are the web pages that may ask (CORS).
+
+    ``shared_cache``: clients with different keys use one another's beginnings of prompts.
+    """
 
     keys: tuple[str, ...] = ()
     local: bool = True
     body_bytes: int = 4 * 10**6
     origins: tuple[str, ...] = ()
+    shared_cache: bool = False
 
 
 class Api:
@@ -55,6 +60,7 @@ class Api:
         """The application; every answer of it, errors too, is JSON or a stream of events."""
         routes = [
             Route(HEALTH, self.health, methods=["GET"]),
+            Route(METRICS, self.metrics, methods=["GET"]),
             Route("/v1/models", _told(self.models), methods=["GET"]),
             Route("/v1/models/{name:path}", _told(self.model), methods=["GET"]),
             Route("/v1/completions", _told(self.completions), methods=["POST"]),
@@ -72,8 +78,15 @@ class Api:
         """Whether requests are taken, and how many there are."""
         running, waiting = self._engine.load
         stopping = self._engine.draining
-        found = {"status": "stopping" if stopping else "ok", "running": running, "waiting": waiting}
+        found = {
+            "status": "stopping" if stopping else "ok", "running": running, "waiting": waiting,
+            "together": self._engine.counts.last_rows if running else 0,
+        }  # fmt: skip
         return JSONResponse(found, 503 if stopping else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        """The same and what was done until now, as Prometheus reads it."""
+        return Response(exposition(self._engine.load, self._engine.counts), media_type=KIND)
 
     async def models(self, request: Request) -> Response:
         """The one model that is served."""
@@ -97,7 +110,8 @@ class Api:
         wish = await asyncio.get_running_loop().run_in_executor(self._reader, self._served.wish, body)
         counted = bool(body.stream and body.usage_at_end)
         reply = Reply(self._served.name, isinstance(body, Chat), wish.scores is not None, counted)
-        answer = Answer(self._engine, wish, request.receive)
+        owner = "" if self._door.shared_cache else str(request.scope.get(CLIENT, ""))
+        answer = Answer(self._engine, wish, request.receive, owner)
         handed_over = False
         try:
             first = await answer.next()

@@ -1,7 +1,8 @@
-"""Answers wishes one token of each in turn, in one thread; knows no HTTP.
+"""Answers wishes, one token of each at a time and all of them in one step, in one thread; knows no HTTP.
 
-The model runs in the engine's own thread only. Answers that run at the same time take turns, so a short one does not
-wait for a long one to end; those that find no place wait in a bounded queue.
+The model runs in the engine's own thread only. A turn is one step of all answers that draw, which reads the weights
+once where the decoder can do that, then a piece of the prompts that are still read. So a short answer does not wait for
+a long one to end, nor drawing for a long prompt; wishes that find no place wait in a bounded queue.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from bitwright.errors import BitwrightError
-from bitwright.runtime.continuation import Piece, Wish, continuation
-from bitwright.runtime.decoder import Decoder, Decoders
+from bitwright.runtime.continuation import Continuation, Piece, Wish
+from bitwright.runtime.decoder import PIECE, Decoder, Decoders, step_together
 from bitwright.serving.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ class Limits:
     """Bounds of an engine.
 
     Args:
-        parallel: answers that take turns. queue: wishes that wait beside them.
+        parallel: answers that run together. queue: wishes that wait beside them.
         seconds: time limit of one answer, waiting included. cache_bytes: memory of the prompt cache; 0: none is kept.
     """
 
@@ -52,22 +55,47 @@ class Limits:
     cache_bytes: int = 512 * 10**6
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What an engine has done until now.
+
+    ``steps`` were taken, together over ``rows`` sequences, ``last_rows`` in the last of them; ``read`` tokens of
+    prompts were read beside ``known`` ones of the cache, ``drawn`` tokens drawn, ``answers`` ended, ``errors`` of them
+    with an error.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    last_rows: int = 0
+    read: int = 0
+    known: int = 0
+    drawn: int = 0
+    answers: int = 0
+    errors: int = 0
+
+
 Deliver = Callable[[Piece | BaseException], None]
 """Takes the pieces of an answer, or the error that ended it; called in the engine's thread, must not block."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One wish in the engine. ``known`` is how many tokens of the prompt the cache had."""
+    """One wish in the engine. ``known`` is how many tokens of the prompt the cache had.
+
+    ``owner``: only what was read for the same owner is taken from the prompt cache.
+    """
 
     wish: Wish
     deliver: Deliver
     deadline: float
+    owner: str = ""
     known: int = 0
     cancelled: bool = False
     drawn: list[int] = field(default_factory=list)
     decoder: Decoder | None = None
-    pieces: Iterator[Piece] | None = None
+    answer: Continuation | None = None
+    # The turn in which a part of its prompt was read last.
+    turn: int = 0
 
 
 class Engine:
@@ -85,6 +113,8 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._draining = self._closing = False
+        self._counts = Counts()
+        self._turn = 0
         self._thread = threading.Thread(target=self._work, name="bitwright-engine", daemon=True)
 
     def __enter__(self) -> Engine:
@@ -101,17 +131,22 @@ class Engine:
             return len(self._running), len(self._waiting)
 
     @property
+    def counts(self) -> Counts:
+        """What was done until now."""
+        return self._counts
+
+    @property
     def draining(self) -> bool:
         """Whether nothing new is taken."""
         return self._draining
 
-    def submit(self, wish: Wish, deliver: Deliver) -> Ticket:
-        """Queue a wish.
+    def submit(self, wish: Wish, deliver: Deliver, owner: str = "") -> Ticket:
+        """Queue a wish; owners share nothing of the prompt cache.
 
         Raises:
             BusyError: if the queue is full. ClosedError: if the engine is ending.
         """
-        ticket = Ticket(wish, deliver, time.monotonic() + self.limits.seconds)
+        ticket = Ticket(wish, deliver, time.monotonic() + self.limits.seconds, owner)
         with self._change:
             if self._draining:
                 raise ClosedError(_STOPPING)
@@ -151,10 +186,10 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._admit():
-                for ticket in list(self._running):
-                    if self._closing:
-                        break
-                    self._advance(ticket)
+                self._turn += 1
+                self._end_due()
+                self._step()
+                self._read()
         finally:
             # Also after an error of our own: nobody waits for a thread that has ended.
             self.drain(0.0)
@@ -176,38 +211,85 @@ class Engine:
             _deliver(ticket, LateError(_LATE))
         return not self._closing
 
-    def _advance(self, ticket: Ticket) -> None:
-        """Read a part of the prompt or draw one token."""
-        if ticket.cancelled:
-            self._end(ticket, None)
+    def _end_due(self) -> None:
+        """End what nobody waits for any more, and what is late."""
+        for ticket in list(self._running):
+            if ticket.cancelled:
+                self._end(ticket, None)
+            elif time.monotonic() > ticket.deadline:
+                self._end(ticket, Piece(finish="length") if ticket.drawn else LateError(_LATE))
+
+    def _step(self) -> None:
+        """The first token of every answer whose prompt has been read, then one token of every answer that draws."""
+        for ticket in list(self._running):
+            if ticket.answer is not None and not ticket.answer.reading and not ticket.drawn:
+                self._draw(ticket, ticket.answer, None)
+        found = [(t, t.answer) for t in self._running if t.answer is not None and t.drawn and not t.cancelled]
+        if not found:
             return
-        if time.monotonic() > ticket.deadline:
-            self._end(ticket, Piece(finish="length") if ticket.drawn else LateError(_LATE))
-            return
+        made = step_together([answer.decoder for _, answer in found], [answer.token for _, answer in found])
+        self._count(steps=1, rows=len(found))
+        self._counts = replace(self._counts, last_rows=len(found))
+        for (ticket, answer), logits in zip(found, made, strict=True):
+            if isinstance(logits, Exception):
+                self._end(ticket, logits, keep=False)
+            else:
+                self._draw(ticket, answer, logits)
+
+    def _read(self) -> None:
+        """Pieces of the prompts, about ``PIECE`` tokens in all; who has waited longest comes first."""
+        left = PIECE
+        for ticket in sorted(self._running, key=lambda ticket: ticket.turn):
+            if left <= 0 or self._closing:
+                return
+            if ticket.cancelled or (ticket.answer is not None and not ticket.answer.reading):
+                continue
+            left -= self._read_piece(ticket)
+
+    def _read_piece(self, ticket: Ticket) -> int:
+        """A piece of one prompt, and the first token behind its end; how many tokens were read."""
+        ticket.turn = self._turn
         try:
-            if ticket.pieces is None:
-                ticket.decoder, ticket.known = self._slots.take(ticket.wish.ids)
-                ticket.pieces = continuation(ticket.decoder, self._tokenizer, ticket.wish, ticket.known)
-            piece = next(ticket.pieces)
+            if ticket.answer is None:
+                ticket.decoder, ticket.known = self._slots.take(ticket.wish.ids, ticket.owner)
+                ticket.answer = Continuation(ticket.decoder, self._tokenizer, ticket.wish, ticket.known)
+                self._count(known=ticket.known)
+            before = ticket.answer.unread
+            piece = ticket.answer.read()
         except Exception as error:
             # What the decoder holds is unknown now; it is not used again.
             self._end(ticket, error, keep=False)
+            return 0
+        _deliver(ticket, piece)
+        read = before - ticket.answer.unread
+        self._count(read=read)
+        return read
+
+    def _draw(self, ticket: Ticket, answer: Continuation, logits: Tensor | None) -> None:
+        try:
+            piece = answer.draw(logits)
+        except Exception as error:
+            self._end(ticket, error, keep=False)
             return
-        if piece.token is not None:
-            ticket.drawn.append(piece.token)
+        ticket.drawn.append(answer.token)
+        self._count(drawn=1)
         if piece.finish is None:
             _deliver(ticket, piece)
         else:
             self._end(ticket, piece)
 
+    def _count(self, **more: int) -> None:
+        self._counts = replace(self._counts, **{name: getattr(self._counts, name) + n for name, n in more.items()})
+
     def _end(self, ticket: Ticket, last: Piece | BaseException | None, keep: bool = True) -> None:
         with self._change:
             self._running.remove(ticket)
-        decoder, ticket.decoder, ticket.pieces = ticket.decoder, None, None
+        decoder, ticket.decoder, ticket.answer = ticket.decoder, None, None
+        self._count(answers=1, errors=int(isinstance(last, BaseException)))
         if last is not None:
             _deliver(ticket, last)
         if decoder is not None and keep:
-            self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn))
+            self._slots.give(decoder, (*ticket.wish.ids, *ticket.drawn), ticket.owner)
 
 
 def _deliver(ticket: Ticket, item: Piece | BaseException) -> None:

@@ -13,6 +13,8 @@ from bitwright.serving.failures import RefusedError, response
 
 HEALTH = "/health"
 """The path that needs no key."""
+CLIENT = "bitwright.client"
+"""Where a request's scope says whose it is: a digest of the key, or nothing where nobody needs one."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -45,18 +47,21 @@ class Guard:
             raise RefusedError(403, "this server is called localhost; use that name, or give the server a key")
         if scope["path"] == HEALTH:
             return
-        if self._keys and not self._knows(headers.get("authorization", "")):
+        client = self._client(headers.get("authorization", "")) if self._keys else ""
+        scope[CLIENT] = client
+        if self._keys and not client:
             raise RefusedError(401, "a valid API key is needed", code="invalid_api_key", header="Bearer")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         # Pages of a browser cannot send this type to another server without asking it first.
         if scope["method"] == "POST" and kind != "application/json":
             raise RefusedError(415, "send the body as JSON, with the header Content-Type: application/json")
 
-    def _knows(self, header: str) -> bool:
-        """Compare with every key, in a time that tells nothing about them."""
+    def _client(self, header: str) -> str:
+        """The digest of a known key, or nothing; every key is compared, in a time that tells nothing about them."""
         scheme, _, given = header.partition(" ")
         digest = _digest(given.strip() if scheme.lower() == "bearer" else "")
-        return sum(hmac.compare_digest(digest, key) for key in self._keys) > 0  # any() would stop at the first
+        known = sum(hmac.compare_digest(digest, key) for key in self._keys)  # any() would stop at the first
+        return digest.hex() if known else ""
 
 
 def _digest(key: str) -> bytes:

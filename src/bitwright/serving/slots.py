@@ -13,11 +13,12 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Kept:
-    """A decoder that nobody uses, and the tokens that it holds."""
+    """A decoder that nobody uses, the tokens that it holds, and whose they are."""
 
     decoder: Decoder
     ids: tuple[int, ...]
     bytes: int
+    owner: str = ""
 
 
 class Slots:
@@ -28,13 +29,14 @@ class Slots:
         self._limit = limit
         self._kept: list[Kept] = []
 
-    def take(self, ids: Sequence[int]) -> tuple[Decoder, int]:
-        """A decoder for the prompt ``ids``, and how many tokens at its beginning it has read already.
+    def take(self, ids: Sequence[int], owner: str = "") -> tuple[Decoder, int]:
+        """A decoder for the prompt ``ids``, and how many tokens at its beginning it has read already for this owner.
 
         One token at least is left to read: its logits are wanted. A kept decoder that shares less than half of what it
         holds, and of the prompt, stays as it is.
         """
-        best = max(self._kept, key=lambda kept: common(kept.ids, ids), default=None)
+        own = (kept for kept in self._kept if kept.owner == owner)
+        best = max(own, key=lambda kept: common(kept.ids, ids), default=None)
         shared = 0 if best is None else min(common(best.ids, ids), len(ids) - 1)
         if best is None or shared == 0 or 2 * shared < min(len(best.ids), len(ids)):
             return self._make(), 0
@@ -42,13 +44,13 @@ class Slots:
         left = best.decoder.crop(shared)
         return best.decoder, left
 
-    def give(self, decoder: Decoder, ids: Sequence[int]) -> None:
+    def give(self, decoder: Decoder, ids: Sequence[int], owner: str = "") -> None:
         """Keep a decoder that holds ``ids``, where it can go back and there is room; else its memory is given back."""
         size = decoder.bytes()
         if decoder.piece is None or decoder.tokens == 0 or size > self._limit:
             decoder.crop(0)
             return
-        self._kept.append(Kept(decoder, tuple(ids[: decoder.tokens]), size))
+        self._kept.append(Kept(decoder, tuple(ids[: decoder.tokens]), size, owner))
         while len(self._kept) > MOST or self.bytes > self._limit:
             self._kept.pop(0).decoder.crop(0)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitwright.errors import InputError
 from bitwright.formats import Codes, FlatBlock, Format, Scale
 from bitwright.formats.compiled import rounder
 from bitwright.formats.layout import AxisLayout, Layout
 from bitwright.formats.tables import CodebookGrid, middles_below
-from bitwright.stages.lowered import Affine, Levels, ScaledTile, TableTile, Tile, lower
+from bitwright.stages.lowered import Form, ScaledTile, Spans, SpanTile, TableTile, Tile, lower
 from bitwright.stages.quantizer import RangeEstimator
 from bitwright.statistics.blocks import BlockMoment
 
@@ -30,7 +31,8 @@ class BoundQuantizer:
         w: the weight ``[out, in]``, read for its shape and for the outer scale of two-level formats.
         importance: weight of each column's squared error, ``[in]``, or second moments of neighbouring columns, handed
             to the estimator; ``None`` leaves it to the solver.
-        codebook: ascending tables ``[rows, groups, levels]`` for formats with a learned table (kept in fp16).
+        codebook: ascending tables ``[rows, groups, levels]`` for formats with a learned table, codebooks
+            ``[books, entries, span]`` for sums of learned vectors (kept in fp16).
         keep: ``[out, in]``, false where a weight is coded by another term; such weights do not stretch a range.
 
     Attributes:
@@ -53,6 +55,7 @@ class BoundQuantizer:
         self.importance = importance
         self.keep = keep
         self.shape = (w.shape[0], w.shape[1])
+        format.check_shape(self.shape)
         self.layout = format.granularity.layout(self.shape)
         rows, groups = self.layout.params_shape
         self.scale = torch.ones(rows, groups)
@@ -61,8 +64,12 @@ class BoundQuantizer:
         self._codes = torch.zeros(self.shape, dtype=torch.uint8)
         self._taken: Tensor | None = None
         self.codebook = None if codebook is None else codebook.to(torch.float16)
-        self._tables = None if self.codebook is None else self.codebook.float().flatten(0, 1)
-        self._form: Affine | Levels | None = None if self.learned else lower(format.grid)
+        self._tables = self.codebook.float().flatten(0, 1) if self.codebook is not None and self.learned else None
+        self._form: Form | None = None
+        if format.learned and not self.learned:
+            self._form = Spans(format.grid, self.codebook)
+        elif not self.learned:
+            self._form = lower(format.grid)
         self._stored: Scale | None = None
         self._expanded: tuple[Tensor, Tensor | None] | None = None
         self._rows: tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None] | None = None
@@ -80,6 +87,28 @@ class BoundQuantizer:
     def learned(self) -> bool:
         """Whether values come from a learned table instead of a scale."""
         return isinstance(self.format.grid, CodebookGrid)
+
+    @property
+    def span(self) -> int:
+        """Columns that are rounded together: 1, or the length of the format's vectors."""
+        return self.format.grid.span
+
+    def refuse_vectors(self, rule: str) -> None:
+        """For rules that change one column at a time.
+
+        Raises:
+            InputError: a format of vectors.
+        """
+        if self.span > 1:
+            raise InputError(f"{rule} rounds single weights, not the vectors of '{self.format}'; use SecondOrder")
+
+    def replace(self, codebook: Tensor, scale: Tensor) -> None:
+        """Take codebooks ``[books, entries, span]`` and scales ``[rows, groups]`` that a rule has learned anew."""
+        self.codebook = codebook.to(torch.float16)
+        self._form = Spans(self.format.grid, self.codebook)
+        self._stored = self.format.store_scale(scale)
+        self.scale = self._stored.effective
+        self._forget()
 
     @property
     def refits(self) -> bool:
@@ -213,7 +242,7 @@ class BoundQuantizer:
     # -- what compiled sweeps read ------------------------------------------------------------------------------
 
     @property
-    def form(self) -> Affine | Levels | None:
+    def form(self) -> Form | None:
         """The plain form of the grid, ``None`` for learned tables."""
         return self._form
 
@@ -253,10 +282,11 @@ class BoundQuantizer:
 
     # -- rounding -----------------------------------------------------------------------------------------------
 
-    def tile(self, columns: Tensor) -> Tile:
+    def tile(self, columns: Tensor, importance: Tensor | None = None) -> Tile:
         """Prepare the columns (int64, in the order of the sweep) to be rounded one after another.
 
-        Hand the tile back to :meth:`take` when all were.
+        ``importance[columns]``: what their squared errors cost, for formats that choose the codes of several columns
+        together. Hand the tile back to :meth:`take` when all were.
         """
         count, out = len(columns), self.shape[0]
         if self._tables is not None:
@@ -264,6 +294,8 @@ class BoundQuantizer:
             which = self.layout.expand(index)
             return TableTile(self._tables, which if which.shape[1] == 1 else which[:, columns], count, out)
         assert self._form is not None
+        if isinstance(self._form, Spans):
+            return SpanTile(self._form, self._per_column(columns)[0], out, importance)
         return ScaledTile(self.format.grid, self._form, *self._per_column(columns), out)
 
     def take(self, columns: Tensor, tile: Tile) -> None:
@@ -301,11 +333,11 @@ class BoundQuantizer:
             g = part.split(w[rows[0] : rows[1]])
             scale = self.layout.params_of_rows(self.scale, rows)
             zero = None if self.zero is None else self.layout.params_of_rows(self.zero, rows)
-            if self.codebook is not None:
+            if self.codebook is not None and self.learned:
                 codes, levels = self._search(g, self._of_rows(self.codebook, rows).float())
             else:
-                codes = self.format.encode(g, scale, zero)
-                levels = self.format.decode(codes, scale, zero)
+                codes = self.format.encode(g, scale, zero, self.codebook)
+                levels = self.format.decode(codes, scale, zero, self.codebook)
             self.codes[rows[0] : rows[1]] = part.join(codes)
             value[rows[0] : rows[1]] = part.join(levels)
         return value
@@ -322,10 +354,10 @@ class BoundQuantizer:
 
     def nearest(self, w: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
         """Nearest level and code of ``w`` under explicit parameters of a format with fixed levels; keeps nothing."""
-        grid = self.format.grid
+        coder = self._form if isinstance(self._form, Spans) else self.format.grid
         x = w / scale if zero is None else w / scale + zero
-        codes = grid.encode(x)
-        level = grid.decode(codes)
+        codes = coder.encode(x)
+        level = coder.decode(codes)
         return (level * scale if zero is None else (level - zero) * scale), codes
 
     def finish(self) -> Codes:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bitwright.formats import CodebookGrid, IntGrid
+from bitwright.formats import AdditiveGrid, CodebookGrid, IntGrid, TrellisGrid
 from bitwright.formats.ascending import ascending
 from bitwright.formats.format import AnyGrid
 from bitwright.formats.tables import middles_below
@@ -52,14 +52,49 @@ class Levels:
         torch.index_select(self.levels, 0, place.view(-1), out=out.view(-1))
 
 
-def lower(grid: AnyGrid) -> Affine | Levels:
-    """Return the affine or table form of ``grid``; it rounds as ``grid.round`` does, ties included.
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Points of vectors: the last axis is rounded in whole spans; ``codebook``: that of a learned grid."""
+
+    grid: AnyGrid
+    codebook: Tensor | None = None
+
+    def encode(self, x: Tensor, importance: Tensor | None = None) -> Tensor:
+        """Return the uint8 codes of ``x[..., n]``, in units of the scale.
+
+        ``importance[n]``: what a squared error in each column costs. Trellises count it; points of short vectors are
+        the nearest ones.
+        """
+        if isinstance(self.grid, TrellisGrid):
+            return self.grid.encode(x, importance)
+        if isinstance(self.grid, AdditiveGrid) and self.codebook is not None:
+            return self.grid.encode_with(x, self.codebook)
+        return self.grid.encode(x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the fp32 values of ``codes[..., n]``, in units of the scale."""
+        if isinstance(self.grid, AdditiveGrid) and self.codebook is not None:
+            return self.grid.decode_with(codes, self.codebook)
+        return self.grid.decode(codes)
+
+    def round_(self, x: Tensor, out: Tensor) -> None:
+        """Write the points nearest to ``x[..., n]`` to ``out`` (of the same shape), in units of the scale."""
+        out.copy_(self.decode(self.encode(x)))
+
+
+Form = Affine | Levels | Spans
+
+
+def lower(grid: AnyGrid) -> Form:
+    """Return the affine, table or vector form of ``grid``; it rounds as ``grid.round`` does, ties included.
 
     Raises:
         ValueError: for a learned codebook, which is no property of the grid.
     """
-    if isinstance(grid, CodebookGrid):
+    if isinstance(grid, CodebookGrid | AdditiveGrid):
         raise ValueError("a learned codebook has no fixed levels")
+    if grid.span > 1:
+        return Spans(grid)
     if isinstance(grid, IntGrid):
         return Affine(grid.min_level, grid.max_level)
     form = ascending(grid)
@@ -70,7 +105,10 @@ class Tile(Protocol):
     """A run of columns that is about to be rounded."""
 
     def round(self, index: int, x: Tensor, out: Tensor) -> None:
-        """Round column ``index`` of the run, ``x[out]``, and write its dequantized values to ``out``."""
+        """Round column ``index`` of the run, ``x[out]``, and write its dequantized values to ``out``.
+
+        Of vectors all columns of the span that begins at ``index``, ``x[span, out]`` and ``out`` likewise.
+        """
 
     def codes(self) -> Tensor:
         """Return the uint8 codes ``[columns, out]`` once every column was rounded."""
@@ -82,9 +120,7 @@ class ScaledTile:
     ``form`` is what :func:`lower` makes of ``grid``; ``scale`` and ``zero`` hold one tensor ``[out or 1]`` per column.
     """
 
-    def __init__(
-        self, grid: AnyGrid, form: Affine | Levels, scale: list[Tensor], zero: list[Tensor] | None, out: int
-    ) -> None:
+    def __init__(self, grid: AnyGrid, form: Form, scale: list[Tensor], zero: list[Tensor] | None, out: int) -> None:
         self._grid = grid
         self._form = form
         self._scaled = torch.empty(len(scale), out)
@@ -131,6 +167,31 @@ class TableTile:
         place = torch.searchsorted(borders, x.unsqueeze(1).contiguous())
         self._codes[index] = place.squeeze(1)
         out.copy_(table.gather(1, place).squeeze(1))
+
+    def codes(self) -> Tensor:
+        """See :class:`Tile`."""
+        return self._codes
+
+
+class SpanTile:
+    """Columns that are rounded in whole spans; ``scale`` holds one tensor ``[out or 1]`` per column.
+
+    ``importance[columns]``: see :meth:`Spans.encode`.
+    """
+
+    def __init__(self, form: Spans, scale: list[Tensor], out: int, importance: Tensor | None = None) -> None:
+        self._form = form
+        self._importance = importance
+        self._scale = scale
+        self._codes = torch.zeros(len(scale), out, dtype=torch.uint8)
+
+    def round(self, index: int, x: Tensor, out: Tensor) -> None:
+        """See :class:`Tile`."""
+        scale = self._scale[index]
+        importance = None if self._importance is None else self._importance[index : index + len(x)].contiguous()
+        codes = self._form.encode((x / scale).t().contiguous(), importance)
+        self._codes[index : index + len(x)] = codes.t()
+        torch.mul(self._form.decode(codes).t(), scale, out=out)
 
     def codes(self) -> Tensor:
         """See :class:`Tile`."""

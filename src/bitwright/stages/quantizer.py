@@ -98,7 +98,7 @@ class CodebookLearner(Protocol):
         """Statistics of the site's input or weight."""
 
     def fit(self, w: Tensor, format: Format, keep: Tensor | None, context: WeightContext) -> Tensor:
-        """Return tables ``[rows, groups, levels]``, ascending.
+        """Return tables ``[rows, groups, levels]``, ascending, or for vectors codebooks ``[books, entries, span]``.
 
         ``keep[out, in]`` is false where a weight is coded by another term.
         """
@@ -124,8 +124,8 @@ class Residual(Protocol):
 class Quantizer:
     """Format, range or codebook, rounding and residual terms of one kind of site.
 
-    ``range`` and ``rounding`` default to absmax and nearest. ``codebook`` is required by formats with a learned table
-    and forbidden for the others.
+    ``range`` and ``rounding`` default to absmax (codebooks of vectors: the root of the mean square) and nearest.
+    ``codebook`` is required by formats with a learned table and forbidden for the others.
     """
 
     format: Format

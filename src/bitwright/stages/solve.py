@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, Codes, LowRank, QuantizedTensor, Sparse
+from bitwright.formats import AdditiveGrid, Codes, Format, LowRank, QuantizedTensor, Sparse
 from bitwright.formats.tensor import Term
 from bitwright.stages.bound import BoundQuantizer
-from bitwright.stages.quantizer import FormatChooser, Quantizer, Residual, WeightContext
+from bitwright.stages.quantizer import FormatChooser, Quantizer, RangeEstimator, Residual, WeightContext
 from bitwright.stages.ranges.minmax import MinMax
+from bitwright.stages.ranges.root_mean_square import RootMeanSquare
 from bitwright.stages.residuals.sparse import Refitted
 from bitwright.stages.rounding.nearest import Nearest
 
@@ -53,12 +54,19 @@ def _check(w: Tensor, quantizer: Quantizer, context: WeightContext) -> None:
     low, high = w.aminmax()
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise InputError(f"{context.where} holds NaN or Inf; repair the checkpoint before quantizing it")
-    learned = isinstance(quantizer.format.grid, CodebookGrid)
+    learned = quantizer.format.learned
     if learned != (quantizer.codebook is not None):
         raise InputError(
             f"format '{quantizer.format}' and codebook {quantizer.codebook!r} do not fit together; "
-            "a lut format needs a codebook learner and no other format takes one"
+            "a lut or vq format needs a codebook learner and no other format takes one"
         )
+    if isinstance(quantizer.format.grid, AdditiveGrid) and not isinstance(quantizer.range, RootMeanSquare | None):
+        raise InputError(f"'{quantizer.format}' learns its codebooks on weights of unit size; leave the range out")
+
+
+def default_range(format: Format) -> RangeEstimator:
+    """Absmax; for codebooks of vectors, which are learned on weights of unit size, the root of the mean square."""
+    return RootMeanSquare() if isinstance(format.grid, AdditiveGrid) else MinMax()
 
 
 def _plain(quantizer: Quantizer) -> bool:
@@ -90,7 +98,7 @@ def _round(w: Tensor, removed: Removed, quantizer: Quantizer, context: WeightCon
         if isinstance(term, Sparse):
             keep = w.new_ones(w.shape, dtype=torch.bool) if keep is None else keep
             keep[term.rows.long(), term.cols.long()] = False
-    estimator = quantizer.range or MinMax()
+    estimator = quantizer.range or default_range(quantizer.format)
     codebook = quantizer.codebook.fit(rest, quantizer.format, keep, context) if quantizer.codebook else None
     importance = estimator.importance(context)
     format = quantizer.format

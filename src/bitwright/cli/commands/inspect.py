@@ -17,10 +17,14 @@ def command(
         bool, typer.Option("--structure", help="Blocks, pairs and residual stream of a float model.")
     ] = False,
     rules: RuleFile = None,
+    no_native: Annotated[
+        bool, typer.Option("--no-native", help="Do not try the compiled decoding step, which runs the model.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show the tensors of a checkpoint, the kernels that serve them, or the structure of a model."""
-    from bitwright.jobs.inspecting import gguf_path, inspect_gguf, inspect_model, inspect_structure
+    from bitwright.jobs.inspecting import gguf_path, inspect_gguf, inspect_structure
+    from bitwright.jobs.overview import inspect_model
 
     with Output(json) as out:
         if not structure and (file := gguf_path(model)) is not None:
@@ -33,12 +37,63 @@ def command(
             out.result(found)
             _show_structure(out, found)
             return
-        found = inspect_model(model)
+        found = inspect_model(model, native=not no_native)
         out.result(found)
-        rows = [(r["path"], r["format"], r["input"], r["bits_per_weight"], r["kernel"]) for r in found["modules"]]
-        if rows:
-            out.table(["module", "weight", "input", "bits", "kernel"], rows, title=f"{model}: {found['recipe']}")
-        out.show(f"{found['tensors']} tensors, {found['bytes']:,} bytes; stays float: {found['float_bytes']:,} bytes")
+        _show_model(out, found)
+
+
+def _show_model(out: Output, found: dict[str, Any]) -> None:
+    columns = ["module", "weight", "input", "online", "bits", "kernel", "exact"]
+    rows = [
+        (r["path"], r["format"], r["input"], ", ".join(r["online_kernels"]), r["bits_per_weight"], r["kernel"],
+         r["kernel_exact"])
+        for r in found["modules"]
+    ]  # fmt: skip
+    if rows:
+        out.table(columns, rows, title=f"{found['model']}: {found['recipe']}")
+    vectors = [f for f in found["floats"] if f["kind"] in ("bias", "vector")]
+    matrices = [
+        (
+            " = ".join((f["name"], *f["shared"])),
+            f["kind"],
+            "x".join(map(str, f["shape"])),
+            f["reason"],
+            f["step"] or f["kernel"],
+            f["kernel_exact"],
+        )
+        for f in found["floats"]
+        if f["kind"] not in ("bias", "vector")
+    ]
+    if matrices:
+        out.table(["float", "kind", "shape", "why", "kernel", "modules"], matrices, title="stays float")
+    if vectors:
+        size = sum(f["bytes"] for f in vectors)
+        out.show(f"{len(vectors)} vectors (norm gains, biases) in {vectors[0]['kernel']}: {size:,} bytes in memory")
+    for path in found["removed"]:
+        out.show(f"removed: {path}")
+    for kernel, why in _passed_over(found["modules"]):
+        out.show(f"not taken: {kernel}: {why}")
+    _show_decoding(out, found)
+    out.show(f"{found['tensors']} tensors, {found['bytes']:,} bytes; stays float: {found['float_bytes']:,} bytes")
+
+
+def _passed_over(modules: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What stopped better kernels where only the definition serves."""
+    slow = [m for m in modules if m["kernel"].endswith("/reference")]
+    found = ((name, why) for m in slow for name, why in m["passed_over"] if not name.endswith("/dense"))
+    return list(dict.fromkeys(found))
+
+
+def _show_decoding(out: Output, found: dict[str, Any]) -> None:
+    attention, decoder = found["attention"], found["decoder"]
+    if attention is not None:
+        sides = " and ".join(f"{side}s in {attention[side] or 'floats'}" for side in ("key", "value"))
+        window = f", the last {attention['window']} tokens in floats" if attention["window"] else ""
+        out.show(f"cache: {sides}{window}; attention: {attention['kernel']} ({attention['why']})")
+    if decoder is not None and decoder["decoder"] == "native":
+        out.show(f"compiled decoding step: serves; its logits are within {decoder['error']:.1e} of the largest")
+    elif decoder is not None:
+        out.show(f"compiled decoding step: does not serve ({decoder['reason']}); the model's modules run")
 
 
 def _show_gguf(out: Output, found: dict[str, Any]) -> None:

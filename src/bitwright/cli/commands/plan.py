@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,7 @@ from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from bitwright.jobs.cluster_plan import ClusterPlan
+    from bitwright.jobs.plan import Plan
 
 
 def command(
@@ -68,10 +70,13 @@ def command(
         more = {"cluster": dataclasses.asdict(simulated)} if simulated is not None else {}
         out.result({**planned.as_json(), **more})
         rows = [
-            (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.reason)
+            (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.kernel, r.kernel_exact,
+             r.reason)
             for r in planned.rows
-        ]
-        out.table(["tensor", "role", "shape", "weight", "input", "bits", "why float"], rows, title=planned.recipe)
+        ]  # fmt: skip
+        columns = ["tensor", "role", "shape", "weight", "input", "bits", "kernel", "exact", "why float"]
+        out.table(columns, rows, title=planned.recipe)
+        _show_serving(out, planned)
         for sweep in planned.sweeps:
             out.show(f"- {sweep}")
         exact = "" if planned.bytes_exact else "about "
@@ -88,6 +93,25 @@ def command(
             if not planned.legality.legal:
                 raise InputError(planned.legality.text)
             out.show(planned.legality.text)
+
+
+def _show_serving(out: Output, planned: Plan) -> None:
+    """What stays float beside the rows, and how the result will decode."""
+    reasons = Counter(why for _, why in planned.floats)
+    for why, count in reasons.items():
+        out.show(f"float: {count} parameter{'s' if count > 1 else ''} ({why})")
+    found = planned.decoding
+    for name in found["online"]:
+        out.show(f"runs with the model: what {name} leaves")
+    if found["attention"] is not None:
+        sides = " and ".join(f"{side}s in {found['attention'][side] or 'floats'}" for side in ("key", "value"))
+        out.show(f"cache: {sides}; attention: {found['attention']['kernel']} ({found['attention']['why']})")
+    if found["decoder"] is not None:
+        reason = found["decoder"]["reason"]
+        words = (
+            "expected to serve, if the network has a form for it" if reason is None else f"will not serve ({reason})"
+        )
+        out.show(f"compiled decoding step: {words}")
 
 
 def _cluster_words(plan: ClusterPlan) -> str:

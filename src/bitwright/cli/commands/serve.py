@@ -30,7 +30,7 @@ def command(
     origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may ask (CORS), e.g. https://example.org; may be repeated.")
     ] = None,
-    parallel: Annotated[int, typer.Option(help="Answers that take turns.", min=1, max=64)] = 4,
+    parallel: Annotated[int, typer.Option(help="Answers that run together.", min=1, max=64)] = 4,
     queue: Annotated[int, typer.Option(help="Requests that may wait.", min=0, max=4096)] = 32,
     max_prompt: Annotated[int, typer.Option(help="Most tokens of a prompt; 0: the context.", min=0)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Most new tokens of an answer.", min=1)] = 4096,
@@ -38,6 +38,9 @@ def command(
     time_limit: Annotated[float, typer.Option(help="Seconds for one answer, waiting included.", min=0.1)] = 600.0,
     grace: Annotated[float, typer.Option(help="Seconds for running answers at the end.", min=0.0, max=3600)] = 30.0,
     prompt_cache: Annotated[str, typer.Option(help="Memory for beginnings of prompts; 0MB: none.")] = "512MB",
+    share_prompt_cache: Annotated[
+        bool, typer.Option("--share-prompt-cache", help="Let clients with different keys share beginnings of prompts.")
+    ] = False,
     unpack: Annotated[
         bool, typer.Option("--unpack", help="Keep float copies of the weights: for formats that no fast kernel serves.")
     ] = False,
@@ -63,7 +66,9 @@ def command(
         bound = bind(host, port)
         with bound:
             check_open(is_local(bound), keys, no_api_key)
-            door = Door(keys, is_local(bound) and not no_api_key, size(max_body), tuple(origin or ()))
+            door = Door(
+                keys, is_local(bound) and not no_api_key, size(max_body), tuple(origin or ()), share_prompt_cache
+            )
             opened = open_runnable(model, cache_weights=unpack, exact=exact)
             decoders = find_decoders(opened.module, native=not (no_native or unpack)).decoders
             served = _served(opened, name, decoders().context, max_prompt, max_tokens)

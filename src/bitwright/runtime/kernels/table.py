@@ -16,9 +16,11 @@ from bitwright.runtime.kernels.linear import catalogue as linear_catalogue
 from bitwright.runtime.kernels.linear import dense as linear_dense
 from bitwright.runtime.kernels.linear import native as linear_native
 from bitwright.runtime.kernels.linear import reference as linear_reference
+from bitwright.runtime.kernels.linear import trellis as linear_trellis
 from bitwright.runtime.kernels.linear import triton as linear_triton
 from bitwright.runtime.kernels.linear import triton_scaled as linear_triton_scaled
 from bitwright.runtime.kernels.linear import variants as linear_variants
+from bitwright.runtime.kernels.linear import vectors as linear_vectors
 
 REFERENCE = Table(
     (
@@ -43,6 +45,8 @@ TABLE = REFERENCE.with_kernels(
     linear_triton_scaled.KERNEL,
     *linear_catalogue.KERNELS,
     *linear_variants.KERNELS,
+    *linear_trellis.KERNELS,
+    *linear_vectors.KERNELS,
     *conv2d_native.KERNELS,
     linear_triton.KERNEL,
     hadamard_triton.KERNEL,

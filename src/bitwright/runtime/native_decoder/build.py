@@ -14,7 +14,7 @@ from bitwright.native import extension, require_library
 from bitwright.native.arena import Arena
 from bitwright.native.buffers import Span, float_code, span
 from bitwright.native.linear import NativeWeight
-from bitwright.native.product import Product, TernaryWeight, Way
+from bitwright.native.product import AdditiveWeight, Product, TernaryWeight, Way
 from bitwright.runtime.embedding import QuantEmbedding
 from bitwright.runtime.kernels.linear import native
 from bitwright.runtime.linear import QuantLinear
@@ -128,7 +128,7 @@ class Builder:
         if isinstance(prepared, NativeWeight):
             moved = self._moved(prepared)
             product = Product(Way.INT8 if choice.kernel.name == native.ROUNDED.name else Way.EXACT, moved)
-        elif isinstance(prepared, Product) and prepared.terms is None:
+        elif isinstance(prepared, Product) and prepared.terms is None and not prepared.vectors:
             moved = product = self._moved_product(prepared)
         else:
             raise NotServedError(f"{part.path} runs on {choice.kernel.name}, which has no place in the compiled step")
@@ -140,6 +140,7 @@ class Builder:
 
     def _product(self, product: Product, bias: Span) -> int:
         weight, tables = product.weight, product.tables
+        assert not isinstance(weight, AdditiveWeight)
         if isinstance(weight, TernaryWeight):
             scale = span(weight.scale), float_code(weight.scale.dtype)
             return int(self.handle.ternary(extension().TernaryWeight(*weight.shape, span(weight.codes), *scale), bias))
@@ -164,6 +165,7 @@ class Builder:
 
     def _moved_product(self, product: Product) -> Product:
         weight, tables = product.weight, product.tables
+        assert not isinstance(weight, AdditiveWeight)
         moved: NativeWeight | TernaryWeight
         if isinstance(weight, NativeWeight):
             moved = self._moved(weight)

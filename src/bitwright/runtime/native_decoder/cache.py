@@ -55,14 +55,14 @@ def cache_of(model: nn.Module, head_dim: int) -> CacheForm:
         raise NotServedError("some layers of its quantized cache are of another kind")
     first = layers[0]
     sides = first.key_states.coder, first.value_states.coder
-    keys, values = (_numbers(coder, head_dim) for coder in sides)
+    keys, values = (coding_numbers(coder, head_dim) for coder in sides)
     clips = tuple(1.0 if coder is None else coder.format.clip for coder in sides)
     return CacheForm(
         torch.float32, keys, values, (clips[0], clips[1]), first.key_states.window, bool(first.is_croppable)
     )
 
 
-def _numbers(coder: StateCoder | None, head_dim: int) -> tuple[int, ...]:
+def coding_numbers(coder: StateCoder | None, head_dim: int) -> tuple[int, ...]:
     """Bits, across, group, signed, narrow, with zero, zero is a code, type of the zero, type of the scale."""
     if coder is None:
         return ()

@@ -81,6 +81,31 @@ class NativeDecoder:
         """Read one token."""
         return self.extend([token])
 
+    @staticmethod
+    def step_together(decoders: Sequence[NativeDecoder], tokens: Sequence[int]) -> Tensor | None:
+        """Read one token behind each of several sequences; ``logits[decoders, vocabulary]``.
+
+        Every sequence gets the bits that :meth:`step` would give it. ``None`` where they cannot take a step together:
+        they are of different networks, one is empty, or one has other threads. Then none of them has read anything.
+
+        Raises:
+            InputError: for a token that is not in the vocabulary, or a full context; what the sequences hold is then
+                what they held before where their caches can go back, else nothing.
+        """
+        first = decoders[0]
+        if any(d._network is not first._network or d._threads != first._threads for d in decoders):
+            return None
+        if not all(d.tokens for d in decoders):
+            return None
+        ids = torch.tensor(list(tokens), dtype=torch.int64)
+        logits = torch.empty(len(decoders), first._network.plan.vocabulary)
+        threads = torch.get_num_threads() if first._threads is None else first._threads
+        try:
+            extension().read_together([d._reader for d in decoders], span(ids), span(logits), threads)
+        except ValueError as error:
+            raise InputError(f"tokens cannot be read: {error}") from error
+        return logits
+
     def crop(self, tokens: int) -> int:
         """Go back to the first tokens; to nothing where tokens are coded together or late."""
         if tokens <= 0 or (tokens < self.tokens and not self._cache.plain):

@@ -10,6 +10,12 @@ ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared", 
 """Functions behind the gate, by their numbers in compiled code."""
 
 
+PLACED = frozenset(
+    {"linear/native", "linear/native-int8", "linear/native-lookup", "linear/native-bf16", "linear/native-ternary"}
+)
+"""Kernels whose prepared weights have a place in the compiled step: what a plan can say before there are any."""
+
+
 class NotServedError(Exception):
     """The compiled step cannot express a network; the message says what."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.formats import CodebookGrid, Codes, Format, QuantizedTensor
+from bitwright.formats import Codes, Format, QuantizedTensor
 
 # The rectified sigmoid is stretched to (GAMMA, ZETA), so that it reaches 0 and 1 exactly (AdaRound, eq. 23).
 ZETA, GAMMA = 1.1, -0.1
@@ -44,8 +44,8 @@ class SoftWeight(nn.Module):
         super().__init__()
         self.format: Format = codes.format
         grid = self.format.grid
-        if isinstance(grid, CodebookGrid):
-            raise InputError(f"soft rounding needs fixed levels; format '{self.format}' learns its table")
+        if self.format.learned or grid.span > 1:
+            raise InputError(f"soft rounding needs fixed levels for every weight; format '{self.format}' has none")
         self.layout = self.format.granularity.layout(codes.shape)
         self.groups = codes.scale.effective.clone()
         self.stored_zero = codes.zero

@@ -59,6 +59,7 @@ class Asymmetric:
 
     def solve(self, w: Tensor, bound: BoundQuantizer, context: WeightContext) -> Tensor:
         """Round ``w[out, in]``."""
+        bound.refuse_vectors("GPTAQ")
         h = context.read(Hessian(self.prefix)).matrix
         cross = context.read(CrossHessian(self.prefix)).matrix
         order = column_order(h, self.order)

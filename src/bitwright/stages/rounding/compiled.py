@@ -49,7 +49,7 @@ def rounding_rule(bound: BoundQuantizer, columns: Tensor, first: int, total: int
     zero = None if zero is None else torch.nn.functional.pad(zero, (0, missing)).contiguous()
     if isinstance(bound.form, Affine):
         return RoundingRule(AFFINE, sets, scale, zero, bound.form.low, bound.form.high)
-    assert bound.form is not None
+    assert isinstance(bound.form, Levels)
     form = ascending(bound.format.grid)
     return RoundingRule(LEVELS, sets, scale, table=form.levels, borders=form.borders, codes=form.codes)
 

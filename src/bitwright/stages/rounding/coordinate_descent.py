@@ -69,6 +69,7 @@ class CoordinateDescent:
 
     def solve(self, w: Tensor, bound: BoundQuantizer, context: WeightContext) -> Tensor:
         """Round ``w[out, in]``."""
+        bound.refuse_vectors("coordinate descent")
         s = descent_matrix(context.read(Hessian(self.prefix)).matrix, self.damping)
         first = self._first(w, bound, context)
         state = _CompiledDescent(w, first, s, bound) if serves(w, bound) else _Descent(w, first, s, bound)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bitwright.stages.bound import BoundQuantizer
+from bitwright.stages.lowered import Tile
 from bitwright.stages.rounding.compiled import serves, sweep_blocks
 
 # Columns per innermost run: few enough that their history stays in the cache.
@@ -61,7 +62,7 @@ def sweep(
         blocks = _blocks(columns, max(block, width), spans)
         return sweep_blocks(w, bound, order, factor.upper, carry, blocks, spans, importance)
     state = _State(w, bound, order, factor.upper, carry, importance)
-    for start, stop in _blocks(columns, block, spans):
+    for start, stop in _blocks(columns, max(block // bound.span, 1) * bound.span, spans):
         state.round_block(start, stop, spans)
     value = state.target if natural else state.target[torch.argsort(order)]
     return value.t().contiguous()
@@ -74,15 +75,15 @@ def _blocks(columns: int, block: int, spans: dict[int, int]) -> list[tuple[int, 
     return [(start, min(start + step, columns)) for start in range(0, columns, step)]
 
 
-def _cut(first: int, last: int, spans: dict[int, int]) -> int | None:
+def _cut(first: int, last: int, spans: dict[int, int], run: int) -> int | None:
     """Where to halve ``first..last``: between spans while there are several, then between runs; ``None``: nowhere."""
     borders = [s for s in spans if first < s < last]
     if borders:
         return borders[len(borders) // 2]
-    if last - first <= _RUN:
+    if last - first <= run:
         return None
-    runs = -(-(last - first) // _RUN)
-    return first + (runs + 1) // 2 * _RUN
+    runs = -(-(last - first) // run)
+    return first + (runs + 1) // 2 * run
 
 
 class _State:
@@ -106,7 +107,10 @@ class _State:
         self.target = w.t().contiguous()[order]
         self.error = torch.empty_like(self.target)
         self.current = None if carry is None else torch.empty_like(self.target)
-        self.rounded = torch.empty(w.shape[0])
+        span = bound.span
+        self.rounded = torch.empty(w.shape[0]) if span == 1 else torch.empty(span, w.shape[0])
+        # Whole spans of vectors.
+        self.run = max(_RUN // span, 1) * span
 
     def add_feedback(self, x: Tensor, start: int, stop: int, first: int, last: int) -> None:
         """Add to ``x``, the columns ``first..last``, what the finished columns ``start..stop`` feed back."""
@@ -124,7 +128,7 @@ class _State:
 
     def _visit(self, x: Tensor, first: int, last: int, spans: dict[int, int]) -> None:
         """Round the columns ``first..last``; their current values ``x`` know of all columns before ``first``."""
-        middle = _cut(first, last, spans)
+        middle = _cut(first, last, spans, self.run)
         if first in spans and not any(first < s < last for s in spans):
             self._open(x, first, spans[first], last)
             spans = {}
@@ -155,11 +159,15 @@ class _State:
 
     def _round_run(self, x: Tensor, first: int, last: int) -> None:
         positions = self.order[first:last]
-        tile = self.bound.tile(positions)
+        tile = self.bound.tile(positions, self.importance[positions])
         upper = self.upper[first:last, first:last].t().contiguous()
         carry = None if self.carry is None else self.carry[first:last, first:last].t().contiguous()
         error, target = self.error[first:last], self.target[first:last]
         current = None if self.current is None else self.current[first:last]
+        if self.bound.span > 1:
+            self._round_spans(x, tile, upper, error, target)
+            self.bound.take(positions, tile)
+            return
         for index, column in enumerate(x.unbind()):
             if index:
                 column.addmv_(error[:index].t(), upper[index, :index])
@@ -171,3 +179,15 @@ class _State:
             torch.sub(target[index], self.rounded, out=error[index])
             target[index] = self.rounded
         self.bound.take(positions, tile)
+
+    def _round_spans(self, x: Tensor, tile: Tile, upper: Tensor, error: Tensor, target: Tensor) -> None:
+        """Round a run of whole spans; ``upper`` (transposed) is zero within a span."""
+        span = self.bound.span
+        for start in range(0, len(x), span):
+            stop = start + span
+            column = x[start:stop]
+            if start:
+                column.addmm_(upper[start:stop, :start], error[:start])
+            tile.round(start, column, self.rounded)
+            torch.sub(target[start:stop], self.rounded, out=error[start:stop])
+            target[start:stop] = self.rounded

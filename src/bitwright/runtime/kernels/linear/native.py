@@ -71,7 +71,7 @@ def prepare(packed: PackedWeight, dtype: torch.dtype) -> NativeWeight:
 
 def serves(term: Codes) -> bool:
     """Whether a coded term has a place in the kernels' layout."""
-    return term.format.grid.bits <= 8 and not isinstance(geometry(term.format, term.shape), str)
+    return term.format.grid.span == 1 and not isinstance(geometry(term.format, term.shape), str)
 
 
 def native_weight(term: Codes) -> NativeWeight:

@@ -61,8 +61,8 @@ def side_of(states: States, dtype: torch.dtype) -> Side:
     if states.coded is None or states.coder is None:
         return Side(tail, (None,) * 4, (0, 1, 1, 1, 1, 0, 0, 0, 0, 0), 1.0)
     fmt, dim = states.coder.format, tail.shape[-1]
-    if isinstance(fmt.grid, CodebookGrid):
-        raise UnsupportedError(f"attention on coded keys and values serves no learned codebooks, not '{fmt}'")
+    if isinstance(fmt.grid, CodebookGrid) or fmt.grid.span > 1:
+        raise UnsupportedError(f"attention on coded keys and values serves no codebooks, not '{fmt}'")
     together, levels = states.coder.group, levels_of(fmt, tail.device)
     scale, zero = states.coded["scale"], states.coded.get("zero")
     width = dim if together == 1 else together
