@@ -6,7 +6,8 @@ Both sides run the same shape (hidden 2048, MLP 8192, 16 layers, 32/8 heads, voc
 weights, one after the other, several rounds for every case; medians and bests are written, with the machine's read
 bandwidth measured between them. Our weights are random codes in the kernels' layout; llama.cpp's files are made once
 from a random fp16 file. A case that is in the results is not run again (``--again`` runs all). Without llama.cpp's
-programs only our side runs. ``--busy`` adds the same with two busy loops of low priority beside.
+programs only our side runs. ``--busy`` adds the same with busy loops beside: two of low priority, two and four of
+normal priority.
 """
 
 from __future__ import annotations
@@ -255,9 +256,10 @@ def measure(case: Case, threads: int, options: argparse.Namespace) -> dict[str, 
 
 
 @contextmanager
-def load(count: int) -> Iterator[None]:
-    """Busy loops of low priority beside."""
-    loops = [subprocess.Popen([sys.executable, "-c", "import os\nos.nice(10)\nwhile True: pass"]) for _ in range(count)]
+def load(count: int, niceness: int) -> Iterator[None]:
+    """Busy loops beside."""
+    program = f"import os\nos.nice({niceness})\nwhile True: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
     time.sleep(0.5)
     try:
         yield
@@ -267,25 +269,29 @@ def load(count: int) -> Iterator[None]:
             loop.wait()
 
 
+LOADS = {"alone": (0, 0), "two of niceness 10": (2, 10), "two": (2, 0), "four": (4, 0)}
+"""Busy loops beside, and their niceness."""
+
+
 def measure_busy(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Decoding alone and with two busy loops beside, both sides."""
+    """Decoding on two threads alone and with busy loops beside, both sides in turn."""
     network = Network(case)
     path = model_of(case.others[0], options) if options.llama_bench else None
     row: dict[str, Any] = {"case": f"{case.name}, busy", "threads": 2}
-    for name, loops in (("alone", 0), ("busy", 2)):
-        with load(loops):
+    for name, (loops, niceness) in LOADS.items():
+        with load(loops, niceness):
             ours: list[float] = []
             theirs: list[float] = []
-            for _ in range(2):
+            for _ in range(options.rounds):
                 ours += network.measure(2, prompt=4)[1]
                 if path is not None:
                     theirs.append(llama(path, options, 2, 0, 8)["decode"])
         row[name] = {"ours": summary(ours), "llama.cpp": summary(theirs)}
-    for side in ("ours", "llama.cpp"):
-        if row["busy"][side]:
-            row[f"kept by {side}"] = round(row["busy"][side]["median"] / row["alone"][side]["median"], 3)
-    if path is not None:
-        row["busy_ratio"] = round(row["busy"]["ours"]["median"] / row["busy"]["llama.cpp"]["median"], 2)
+        for side in ("ours", "llama.cpp"):
+            if row[name][side]:
+                row[name][f"kept by {side}"] = round(row[name][side]["median"] / row["alone"][side]["median"], 3)
+        if path is not None:
+            row[name]["ratio"] = round(row[name]["ours"]["median"] / row[name]["llama.cpp"]["median"], 2)
     return row
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.native_variants [--out benchmarks/results/native_variants.json] [--seconds 330]
 
 Each turn of a case measures the probe and the case at one and at two threads; medians and the best of the turns are
-kept. Weights are rotated over more than 200 MB, so that no cache holds them. GB/s counts the bytes of the packed
+kept. Weights are rotated over 600 MB, so that no cache holds them. GB/s counts the bytes of the packed
 weight, processor time says what a kernel costs where others take the clock; at 128 rows GOP/s is 2 x rows x out x in
 over the time.
 """
@@ -34,7 +34,7 @@ from bitwright.native.product import AdditiveWeight, Coding, Product, Terms, Way
 from bitwright.runtime.kernels.linear import native, prepared, products, vectors
 
 SHAPES = ((8192, 2048), (4096, 11008))
-ROTATED = 200 << 20
+ROTATED = 600 << 20
 
 
 @dataclass(frozen=True, eq=False)

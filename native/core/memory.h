@@ -12,7 +12,7 @@ void* take_pages(size_t bytes);
 void return_pages(void* memory, size_t bytes);
 
 // Whether this processor reads a stream faster when a program asks for it ahead. Measured with four-bit products from
-// memory: a Sapphire Rapids thread gains a quarter, a Zen 4 thread loses a third.
+// memory: an Emerald Rapids thread gains a quarter, a Zen 4 thread loses a third.
 bool prefetches_help();
 
 }  // namespace bw

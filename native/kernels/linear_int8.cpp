@@ -97,8 +97,10 @@ void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, 
 template <int bits, int known, bool far>
 void decode_rows(const Weight& weight, const QuantizedRows& x, const Output& y, int64_t tile) {
   int64_t row = 0;
-  if constexpr (!kLean)
+  if constexpr (!kLean) {
     for (; row + 4 <= x.rows; row += 4) decode_tile<bits, 4, known, far>(weight, x, y, row, tile);
+    if (row + 2 <= x.rows) decode_tile<bits, 2, known, far>(weight, x, y, row, tile), row += 2;
+  }
   // The tile that one row has read is in the first caches for the next.
   for (; row < x.rows; ++row) decode_tile<bits, 1, known, far>(weight, x, y, row, tile);
 }

@@ -61,7 +61,7 @@ def report_failure(failure: BaseException) -> int:
 def _sentence(failure: BaseException) -> tuple[str, int] | None:
     """The sentence and exit code of an error that is not a bug, else None."""
     if isinstance(failure, KeyboardInterrupt | typer.Abort):
-        return "interrupted; a job that writes a folder continues with the same command", INTERRUPTED
+        return "interrupted; the same command continues a job that writes a folder", INTERRUPTED
     if isinstance(failure, InputError | CheckError):
         return str(failure), failure.exit_code
     if isinstance(failure, typer.TyperException):

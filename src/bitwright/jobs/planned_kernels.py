@@ -16,6 +16,7 @@ from bitwright.runtime.kernels.table import TABLE
 from bitwright.runtime.manifest import CacheSide
 from bitwright.runtime.module import normal_form
 from bitwright.runtime.overview import ONE, KernelNames, attention_words, kernel_names, torch_kernel
+from bitwright.stages.quantizer import Quantizer
 from bitwright.stages.residuals import LowRankError
 from bitwright.stages.site import Target, select
 
@@ -24,17 +25,19 @@ FLOAT_KERNEL = torch_kernel(torch.float32)
 
 def planned_kernels(choice: Choice) -> KernelNames:
     """The kernels for one token of a weight under its quantizers, on this machine's processor."""
-    weight = choice.weight
-    if weight is None:
+    if choice.weight is None:
         return KernelNames(FLOAT_KERNEL, FLOAT_KERNEL)
+    return kernel_names(_request(choice, choice.weight), TABLE)
+
+
+def _request(choice: Choice, weight: Quantizer) -> Request:
     terms = [{"kind": "codes", "format": str(weight.format)}]
     terms += [{"kind": "lowrank" if isinstance(r, LowRankError) else "sparse"} for r in weight.residuals]
     op = "conv2d" if choice.site.kind == "conv" else choice.site.kind
     given = None if choice.input is None else str(choice.input.format)
-    request = Request(
+    return Request(
         op, normal_form({"terms": terms}), "cpu", torch.float32, choice.site.shape, str(weight.format), ONE, given
     )
-    return kernel_names(request, TABLE)
 
 
 def planned_decoding(job: Job, opened: Opened) -> dict[str, Any]:
@@ -66,8 +69,9 @@ def planned_cache(job: Job) -> dict[str, Any] | None:
 
 def _obstacle(job: Job, opened: Opened, online: list[str], cache: Mapping[str, Any] | None) -> str | None:
     """What the recipe leaves behind that the compiled step has no form for."""
-    from bitwright.runtime.native_decoder.plan import PLACED
+    from bitwright.runtime.native_decoder.plan import placed
 
+    served = placed(TABLE)
     if online:
         return f"the transform {online[0]} leaves operations that run with the model"
     for path, choice in opened.choices.items():
@@ -75,9 +79,9 @@ def _obstacle(job: Job, opened: Opened, online: list[str], cache: Mapping[str, A
             return f"{path} belongs to a mixture of experts"
         if choice.site.kind == "linear" and choice.input is not None:
             return f"the input of {path} is coded"
-        kernel = planned_kernels(choice).kernel
-        if choice.site.kind == "linear" and choice.weight is not None and kernel not in PLACED:
-            return f"{path} runs on {kernel}"
+        coded = choice.weight is not None and choice.site.kind == "linear"
+        if coded and choice.weight and kernel_names(_request(choice, choice.weight), served).kernel == "none":
+            return f"{path} runs on {planned_kernels(choice).kernel}"
         if choice.weight is not None and choice.weight.residuals:
             return f"{path} has terms beside its codes"
     return _cache_obstacle(opened, cache or {})

@@ -15,9 +15,9 @@ from bitwright.native.arena import Arena
 from bitwright.native.buffers import Span, float_code, span
 from bitwright.native.linear import NativeWeight
 from bitwright.native.product import AdditiveWeight, Product, TernaryWeight, Way
-from bitwright.runtime.dispatch import Table
+from bitwright.runtime.dispatch import UnsupportedError
 from bitwright.runtime.embedding import QuantEmbedding
-from bitwright.runtime.kernels.linear import catalogue, native
+from bitwright.runtime.kernels.linear import native
 from bitwright.runtime.linear import QuantLinear
 from bitwright.runtime.native_decoder.cache import FLOATS, CacheForm
 from bitwright.runtime.native_decoder.plan import (
@@ -28,12 +28,10 @@ from bitwright.runtime.native_decoder.plan import (
     NotServedError,
     Plan,
     RotaryPart,
+    placed,
 )
 
 _DENSE = {torch.float32: "dense/fp32", torch.float16: "dense/fp16", torch.bfloat16: "dense/bf16"}
-
-# Layouts that the compiled step does not read, however fast their products are.
-_APART = frozenset(kernel.name for kernel in catalogue.KERNELS)
 
 
 @dataclass(eq=False)
@@ -126,7 +124,11 @@ class Builder:
         if module.online or module.input_format is not None or module.weight_meta is None:
             raise NotServedError(f"{part.path} changes its input (an online transform, or a format of activations)")
         request = replace(module.request(torch.float32, 1, torch.device("cpu")), keep_dense=False)
-        choice = Table(tuple(kernel for kernel in module.table.kernels if kernel.name not in _APART)).choose(request)
+        try:
+            choice = placed(module.table).choose(request)
+        except UnsupportedError as error:
+            usual = module.table.choose(request).kernel.name
+            raise NotServedError(f"{part.path} runs on {usual}, which has no place in the compiled step") from error
         prepared = module.prepared_by(choice, torch.float32)
         moved: NativeWeight | Product
         if isinstance(prepared, NativeWeight):

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bitwright.runtime.dispatch import Table
+
 ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared", "gelu_sigmoid")
 """Functions behind the gate, by their numbers in compiled code."""
 
 
 PLACED = frozenset(
-    {"linear/native", "linear/native-int8", "linear/native-lookup", "linear/native-bf16", "linear/native-ternary"}
+    f"linear/native{way}" for way in ("", "-int8", "-int8-terms", "-lookup", "-bf16", "-ternary")
 )
-"""Kernels whose prepared weights have a place in the compiled step: what a plan can say before there are any."""
+"""Kernels whose prepared weights have a place in the compiled step, unless there are terms beside the codes."""
+
+
+def placed(table: Table) -> Table:
+    """The kernels of a table that the compiled step chooses from: it does not read the layouts of the others."""
+    return Table(tuple(kernel for kernel in table.kernels if kernel.name in PLACED))
 
 
 class NotServedError(Exception):
