@@ -96,7 +96,7 @@ class Network:
         scale.fill_(0.02)
         self.kept += [codes, scale]
         self.bytes += codes.nbytes + scale.nbytes
-        weight = extension().TernaryWeight(out, columns, span(codes), span(scale), 1)
+        weight = extension().TernaryWeight(out, columns, span(codes), span(scale), 1, False)
         return int(self.handle.ternary(weight, (0, 0)))
 
     def _matrix(self, out: int, columns: int) -> int:
@@ -317,7 +317,8 @@ def main() -> None:
     jobs: list[tuple[Case, int]] = [(CASES[0], 0)] if options.busy else wanted
     for case, threads in jobs:
         name = f"{case.name}, busy" if options.busy else case.name
-        known = [row for row in rows if (row["case"], row["threads"]) == (name, threads or 2)]
+        mine = [row for row in rows if row["processor"] == processor().name]  # every machine keeps its rows
+        known = [row for row in mine if (row["case"], row["threads"]) == (name, threads or 2)]
         if (known and not options.again) or time.monotonic() - began > options.limit:
             continue
         row = measure_busy(case, options) if options.busy else measure(case, threads, options)
