@@ -85,6 +85,7 @@ void decode_tile(const Weight& weight, const QuantizedRows& x, const Output& y, 
       w = plane<width, offset, rows, known, far>(w, x.codes + place * weight.block, weight.block, total);
     });
     const F32x16 scale = scales.scale(group), minus_zero = scales.minus_zero(group);
+    if constexpr (far) scales.ahead(group);
     unroll<rows>([&](auto r) {
       const F32x16 value = fma(minus_zero, splat(static_cast<float>(x.sums[place + r])), to_f32(total[r]));
       sums[r] = fma(mul(scale, splat(x.scale[place + r])), value, sums[r]);
@@ -134,9 +135,11 @@ inline void panel_block(const Weight& weight, const QuantizedRows& x, const Pane
   unroll<rows>([&](auto r) { unroll<tiles>([&](auto t) { acc[r][t] = zero_i32(); }); });
   for (int q = 0; q < weight.block / 4; ++q) {
     U8x64 w[tiles];
-    unroll<tiles>([&](auto t) { w[t] = load_bytes(panel.bytes + (t * (weight.block / 4) + q) * kVector); });
+    unroll<tiles>([&](auto t) { w[t] = held(load_bytes(panel.bytes + (t * (weight.block / 4) + q) * kVector)); });
     unroll<rows>([&](auto r) {
-      unroll<tiles>([&](auto t) { acc[r][t] = dot<most>(acc[r][t], w[t], codes + r * weight.block + 4 * q); });
+      // One load for all tiles: one for every product is all that the load ports do.
+      const X4 four = splat_four(codes + r * weight.block + 4 * q);
+      unroll<tiles>([&](auto t) { acc[r][t] = dot<most>(acc[r][t], w[t], four); });
     });
   }
   float row_scale[rows], row_sum[rows];

@@ -1,6 +1,6 @@
-// 4-bit weights with activations of 4 bits in most blocks and 8 bits in the others (COMET): many rows add products of two
-// 4-bit numbers up in fewer bits, where the instruction set gains by it. Elsewhere this is the integer product, which
-// takes any codes; one row alone waits for memory and gains nothing either.
+// 4-bit weights with activations of 4 bits in most blocks and 8 bits in the others (COMET): many rows add products of
+// two 4-bit numbers up in fewer bits, where the instruction set gains by it. Elsewhere this is the integer product,
+// which takes any codes; one row alone waits for memory and gains nothing either.
 #include "core/pool.h"
 #include "core/table.h"
 #include "kernels/linear.h"
@@ -73,8 +73,7 @@ void linear_mixed(const Weight& weight, int64_t wide, const QuantizedRows& x, co
   if (!kNarrowGains || x.rows < kRowsAtOnce) return linear_int8(weight, x, y, threads);
   parallel_for(threads, weight.tiles(), [&](int64_t tile, int) {
     int64_t row = 0;
-    for (; row + kRowsAtOnce <= x.rows; row += kRowsAtOnce)
-      run_rows<kRowsAtOnce>(weight, wide, x, y, tile, row);
+    for (; row + kRowsAtOnce <= x.rows; row += kRowsAtOnce) run_rows<kRowsAtOnce>(weight, wide, x, y, tile, row);
     for (; row < x.rows; ++row) run_rows<1>(weight, wide, x, y, tile, row);
   });
 }

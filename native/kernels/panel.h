@@ -24,10 +24,10 @@ inline void block_dots(const Block& block, const int8_t* x, int64_t stride, I32x
   for (auto& row : high)
     for (I32x16& sum : row) sum = zero_i32();
   const auto step = [&](int q, auto s) {
-    const U8x64 w = load_bytes(block.low + q * kVector);
+    const U8x64 w = held(load_bytes(block.low + q * kVector));
     unroll<rows>([&](auto r) { low[r][s] = dot<most>(low[r][s], w, x + r * stride + 4 * q); });
     if constexpr (two) {
-      const U8x64 upper = load_bytes(block.high + q * kVector);
+      const U8x64 upper = held(load_bytes(block.high + q * kVector));
       unroll<rows>([&](auto r) { high[r][s] = dot<most>(high[r][s], upper, x + r * stride + 4 * q); });
     }
   };

@@ -20,6 +20,12 @@ class TileScales {
     return weight_.scale_type == Float::f16 ? load_f16(half) : load_bf16(half);
   }
 
+  // Asks for the scales of groups that come later.
+  void ahead(int64_t group) const {
+    const int64_t size = weight_.scale_type == Float::f32 ? 4 : 2;
+    prefetch_second(static_cast<const char*>(weight_.scale) + (start_ + group * kRows) * size + 512);
+  }
+
   // -zero: the sum of (code - zero) * x is fma(minus_zero, sum of x, sum of code * x). For whole zero points and 8-bit
   // activations that is exact: a block's sums stay below 2^24.
   F32x16 minus_zero(int64_t group) const {

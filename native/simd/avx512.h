@@ -70,7 +70,8 @@ inline X4 splat_four(const int8_t* x) {
 // acc[r] += sum over j of w[r][j] * x[j]; w up to `most`, x signed.
 template <int most = 255>
 inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
-  return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)};
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
+  return acc;
 }
 template <int most = 255>
 inline I32x16 dot(I32x16 acc, U8x64 w, const int8_t* x) {
