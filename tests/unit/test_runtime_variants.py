@@ -55,7 +55,7 @@ def test_a_quantized_input_goes_into_integers_where_that_is_exact(text: str, wor
 @pytest.mark.parametrize(
     ("text", "kernel"),
     [
-        ("nf4 b64", "linear/native-bf16"),
+        ("nf4 b64", "linear/native-lookup"),
         ("nvfp4", "linear/native-lookup"),
         ("lut4 channel", "linear/native-lookup"),
         ("ternary channel", "linear/native-ternary"),
