@@ -9,8 +9,6 @@
 
 namespace bw {
 
-inline Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
-
 // Which kernel multiplies.
 enum class Way : int {
   exact = 0,
@@ -31,11 +29,6 @@ enum class Way : int {
   mixed = 15,
 };
 constexpr int kWays = 16;
-
-inline Float float_type(int code) {
-  require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
-  return static_cast<Float>(code);
-}
 
 // A pointer to `count` floats of a type.
 inline void* floats(Span span, Float type, int64_t count, const char* name) {

@@ -1,30 +1,19 @@
 // Networks and their states: a network is put together part by part, every part is checked against the others.
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <tuple>
 #include <utility>
 
-#include "bindings/checks.h"
 #include "bindings/library.h"
+#include "bindings/spans.h"
 #include "decode/state.h"
 
 namespace nb = nanobind;
 
 namespace bw {
 namespace {
-
-using Span = std::tuple<uintptr_t, int64_t>;
-
-Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
-
-Float float_type(int code) {
-  require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
-  return static_cast<Float>(code);
-}
 
 constexpr int64_t kLargest = int64_t{1} << 31;
 

@@ -1,28 +1,11 @@
-#include "bindings/checks.h"
 #include "bindings/library.h"
-
-#include <nanobind/stl/tuple.h>
-
-#include <cstdlib>
-#include <memory>
-#include <tuple>
+#include "bindings/spans.h"
+#include "bindings/workspace.h"
 
 namespace nb = nanobind;
 
 namespace bw {
 namespace {
-
-// (address, bytes); (0, 0) where there is nothing.
-using Span = std::tuple<uintptr_t, int64_t>;
-
-Buffer buffer(Span span) { return {std::get<0>(span), std::get<1>(span)}; }
-
-int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
-
-Float float_type(int code) {
-  require(code >= 0 && code <= 2, "the float type is 0 (fp32), 1 (fp16) or 2 (bf16)");
-  return static_cast<Float>(code);
-}
 
 Weight geometry(int64_t out, int64_t in, int bits, int block, int64_t blocks_per_scale) {
   require(out >= 1 && in >= 1 && out <= (int64_t{1} << 31) && in <= (int64_t{1} << 31), "the weight has a wrong shape");
@@ -81,33 +64,13 @@ void unpack(const Library& self, const Weight& weight, Span codes, int threads) 
   self.kernels->unpack_weight(weight, target, threads);
 }
 
-// Memory of one call, freed at its end. Prompts need megabytes, which the allocator keeps for the next call.
-class Workspace {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes ? bytes : 64);
-    if (!memory) throw std::bad_alloc();
-    kept_[used_++].reset(memory);
-    return static_cast<T*>(memory);
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> kept_[3];
-  int used_ = 0;
-};
-
 Output output_of(const Weight& weight, int64_t rows, Span y, Float type, Span bias) {
   Output output;
   output.type = type;
   const int64_t bytes = product(product(rows, weight.out), float_bytes(type));
   output.y =
       type == Float::f32 ? static_cast<void*>(buffer(y).as<float>(bytes, "y")) : buffer(y).as<uint16_t>(bytes, "y");
-  if (std::get<0>(bias)) output.bias = buffer(bias).as<const float>(4 * weight.out, "bias");
+  if (given(bias)) output.bias = buffer(bias).as<const float>(4 * weight.out, "bias");
   return output;
 }
 

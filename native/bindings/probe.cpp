@@ -1,23 +1,17 @@
-#include <nanobind/stl/tuple.h>
-
-#include <tuple>
-
-#include "bindings/checks.h"
 #include "bindings/library.h"
+#include "bindings/spans.h"
 
 namespace nb = nanobind;
 
 namespace bw {
 namespace {
 
-using Span = std::tuple<uintptr_t, int64_t>;
-
 int read_all(const Library& self, Span data, int threads) {
-  const Buffer buffer{std::get<0>(data), std::get<1>(data)};
-  const auto* bytes = buffer.as<const uint8_t>(buffer.bytes, "data");
+  const Buffer memory = buffer(data);
+  const auto* bytes = memory.as<const uint8_t>(memory.bytes, "data");
   checked_threads(threads);
   nb::gil_scoped_release release;
-  return self.kernels->read_all(bytes, buffer.bytes, threads);
+  return self.kernels->read_all(bytes, memory.bytes, threads);
 }
 
 int multiply_bytes(const Library& self, int64_t turns, int threads) {

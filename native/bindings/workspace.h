@@ -1,4 +1,5 @@
-// Scratch memory of one call, of as many pieces as it asks for.
+// Scratch memory of one call, of as many pieces as it asks for, freed at its end. Prompts need megabytes, which the
+// allocator keeps for the next call.
 #pragma once
 
 #include <cstdlib>
