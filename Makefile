@@ -17,7 +17,7 @@ CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 # Random cases of each part and instruction set that the driver without Python runs.
 TURNS ?= 100
 # Parts that run emulated; the emulator itself does not survive the forks of the pool's.
-NEON_PARTS := linear bits nearest symmetric coded ways counts terms trellis vectors hadamard sweep descent kmeans \
+NEON_PARTS := linear bits nearest symmetric coded ways counts terms trellis vectors variants hadamard sweep descent kmeans \
 	rows attention decode probe memory
 # The version of torch that `make lock` writes down; pyproject.toml allows a range.
 TORCH ?= 2.13.0
