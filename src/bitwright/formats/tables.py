@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -148,34 +149,13 @@ def table(values: tuple[float, ...] | list[float]) -> TableGrid:
     return TableGrid("table[" + ",".join(f"{value:.9g}" for value in exact) + "]", tuple(exact))
 
 
-@dataclass(frozen=True)
-class CodebookGrid:
-    """A learned table of ``2^bits`` levels that travels with the tensor, one per scale group (text ``lut4``).
-
-    ``levels``, ``encode``, ``decode`` and ``round`` of the plain grid are refused: use the format's own, which take the
-    codebook ``[rows, groups, 2^bits]``.
-
-    Raises:
-        InputError: bits outside 1..8.
-    """
-
-    bits: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise InputError(f"a codebook grid has 1 to 8 bits, not {self.bits}; choose lut1 to lut8")
+class LearnedGrid(ABC):
+    """What grids share whose levels travel with the tensor: by themselves they have none, and refuse to round."""
 
     @property
+    @abstractmethod
     def text(self) -> str:
-        return f"lut{self.bits}"
-
-    @property
-    def span(self) -> int:
-        return 1
-
-    @property
-    def kind(self) -> str:
-        return "codebook"
+        """The word in a format's text."""
 
     @property
     def affine(self) -> bool:
@@ -203,6 +183,36 @@ class CodebookGrid:
 
     def round(self, x: Tensor) -> Tensor:
         raise self._refuse()
+
+
+@dataclass(frozen=True)
+class CodebookGrid(LearnedGrid):
+    """A learned table of ``2^bits`` levels that travels with the tensor, one per scale group (text ``lut4``).
+
+    ``levels``, ``encode``, ``decode`` and ``round`` of the plain grid are refused: use the format's own, which take the
+    codebook ``[rows, groups, 2^bits]``.
+
+    Raises:
+        InputError: bits outside 1..8.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"a codebook grid has 1 to 8 bits, not {self.bits}; choose lut1 to lut8")
+
+    @property
+    def text(self) -> str:
+        return f"lut{self.bits}"
+
+    @property
+    def span(self) -> int:
+        return 1
+
+    @property
+    def kind(self) -> str:
+        return "codebook"
 
     def encode_with(self, x: Tensor, codebook: Tensor) -> Tensor:
         """Return uint8 codes of ``x[rows, groups, n]`` in ``codebook[rows, groups, 2^bits]``, ties to the smaller.

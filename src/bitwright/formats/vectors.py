@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats.search import beam_search
+from bitwright.formats.tables import LearnedGrid
 
 WORD_BITS = 63
 """The most bits of a word: it must fit a positive int64."""
@@ -36,7 +37,7 @@ def split_words(words: Tensor, span: int, bits: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AdditiveGrid:
+class AdditiveGrid(LearnedGrid):
     """Sums of one entry from each of ``books`` learned codebooks of ``2^index_bits`` vectors (text ``vq2x8d8``).
 
     AQLM (Egiazarian et al. 2024, arXiv:2401.06118): ``w[8 columns] = scale * sum_m codebook[m, index_m]``. The
@@ -77,36 +78,9 @@ class AdditiveGrid:
         return f"vq{self.books}x{self.index_bits}d{self.span}"
 
     @property
-    def affine(self) -> bool:
-        return False
-
-    @property
-    def max_level(self) -> float:
-        return 1.0
-
-    @property
-    def min_level(self) -> float:
-        return -1.0
-
-    @property
     def codebook_shape(self) -> tuple[int, int, int]:
         """Shape of the codebooks."""
         return self.books, 1 << self.index_bits, self.span
-
-    def _refuse(self) -> InputError:
-        return InputError(f"{self.text} has no levels of its own; give the tensor's codebooks to the format's methods")
-
-    def levels(self) -> Tensor:
-        raise self._refuse()
-
-    def encode(self, x: Tensor) -> Tensor:
-        raise self._refuse()
-
-    def decode(self, codes: Tensor) -> Tensor:
-        raise self._refuse()
-
-    def round(self, x: Tensor) -> Tensor:
-        raise self._refuse()
 
     def encode_with(self, x: Tensor, codebook: Tensor, beam: int = 1) -> Tensor:
         """Return uint8 codes of ``x[..., n]``, codebook after codebook with the ``beam`` best sums kept.

@@ -205,7 +205,7 @@ class QuantModule(nn.Module):
             choice = self.table.choose(self.request(dtype, rows, x.device))
             found = choice, self._prepared(choice, dtype)
             self._served[x.device.type, dtype, rows] = found
-            if self.table.choose(self.request(dtype, None, x.device)).kernel.name == choice.kernel.name:
+            if choice.kernel.supports(self.request(dtype, None, x.device)):
                 self._served[x.device.type, dtype, None] = found
         return found
 

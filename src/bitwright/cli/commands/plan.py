@@ -69,13 +69,7 @@ def command(
         simulated = plan_cluster(job, nodes) if nodes is not None else None
         more = {"cluster": dataclasses.asdict(simulated)} if simulated is not None else {}
         out.result({**planned.as_json(), **more})
-        rows = [
-            (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.kernel, r.kernel_exact,
-             r.reason)
-            for r in planned.rows
-        ]  # fmt: skip
-        columns = ["tensor", "role", "shape", "weight", "input", "bits", "kernel", "exact", "why float"]
-        out.table(columns, rows, title=planned.recipe)
+        _show_rows(out, planned)
         _show_serving(out, planned)
         for sweep in planned.sweeps:
             out.show(f"- {sweep}")
@@ -93,6 +87,17 @@ def command(
             if not planned.legality.legal:
                 raise InputError(planned.legality.text)
             out.show(planned.legality.text)
+
+
+def _show_rows(out: Output, planned: Plan) -> None:
+    """What each tensor gets."""
+    rows = [
+        (r.path, r.role, r.shape, r.format or "float", r.input_format, r.bits_per_weight, r.kernel, r.kernel_exact,
+         r.reason)
+        for r in planned.rows
+    ]  # fmt: skip
+    columns = ["tensor", "role", "shape", "weight", "input", "bits", "kernel", "exact", "why float"]
+    out.table(columns, rows, title=planned.recipe)
 
 
 def _show_serving(out: Output, planned: Plan) -> None:
